@@ -1,0 +1,1 @@
+"""What runs at a hospital: the site, the thin ClientApp, and the contract between them and the server."""

@@ -1,0 +1,77 @@
+"""The Flower ClientApp: a relay between Flower and a site. It holds no data, no key and no ledger.
+
+`make_app` builds it around any way of reaching a site; `app` at the bottom is what Flower's SuperNode loads at a
+hospital, where the only site that counts is the one behind the hospital's own agent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.contract import Failure, FailureCode, decode_request, encode_description, encode_failure, encode_update
+from client.errors import SiteError
+from client.failure import code_of
+
+if TYPE_CHECKING:
+    from client.site import SiteService
+
+_log = logging.getLogger(__name__)
+
+Connect = Callable[[Context], "SiteService"]
+
+
+def make_app(connect: Connect) -> ClientApp:
+    """Return a ClientApp that answers `query.describe` and `train` through the site that `connect` reaches.
+
+    Guarantees:
+        Every exception becomes a `FailureCode`; its text is logged here and never sent
+        (tests/unit/client/test_app.py).
+    """
+    made = ClientApp()
+
+    def describe(message: Message, context: Context) -> Message:
+        """Answer who is behind this node."""
+        try:
+            return Message(encode_description(connect(context).describe()), reply_to=message)
+        except Exception as error:  # noqa: BLE001 - nothing but a code may leave
+            return _failure(error, message, context)
+
+    def train(message: Message, context: Context) -> Message:
+        """Answer with the site's update."""
+        try:
+            request, weights = decode_request(message.content)
+            return Message(encode_update(connect(context).train(request, weights)), reply_to=message)
+        except Exception as error:  # noqa: BLE001 - nothing but a code may leave
+            return _failure(error, message, context)
+
+    made.query("describe")(describe)
+    made.train()(train)
+    return made
+
+
+def connect_agent(context: Context) -> SiteService:
+    """Reach the hospital's agent; without one nothing runs here.
+
+    Raises:
+        SiteError: this node has no agent to ask.
+    """
+    raise SiteError(
+        FailureCode.UNREACHABLE,
+        f"node {context.node_id} has no site agent: this relay never opens data itself; "
+        "start the hospital's agent, or use simulate.py on one machine",
+    )
+
+
+def _failure(error: Exception, message: Message, context: Context) -> Message:
+    """Return the code of an exception as the reply; its text goes to the local log."""
+    _log.error("request failed: %s", error, exc_info=error)
+    site = str(context.node_config.get("site", "unknown"))
+    return Message(encode_failure(Failure(site=site, code=code_of(error))), reply_to=message)
+
+
+app = make_app(connect_agent)

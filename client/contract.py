@@ -1,0 +1,346 @@
+"""The contract between the server and a site: every field that crosses the wire is a field of a class here.
+
+The server imports nothing else of `client`. Requests and replies are frozen values; `encode_*` puts them into a
+Flower `RecordDict` and `decode_*` takes them out again, refusing anything that is not exactly as described
+(`ContractError`). Weights travel as float32 arrays in NumPy's own format, never as pickles.
+
+What never crosses: counts, losses, metrics, patient keys, file names, text of exceptions. A site that fails answers
+with a `FailureCode` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from privacy.claim import Claim
+from privacy.errors import PrivacyError
+from privacy.plan import PrivacyPlan, plan_from_dict
+from privacy.unsafe import NoPrivacy
+from vae.errors import ModelSpecError
+from vae.spec import ModelSpec, Sharing
+
+PROTOCOL_VERSION = 1
+
+Weights = dict[str, np.ndarray[Any, np.dtype[Any]]]
+Plan = PrivacyPlan | NoPrivacy
+
+_WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
+
+
+class ContractError(Exception):
+    """A message does not follow the contract; the text names the field and the rule, never a value."""
+
+
+class FailureCode(StrEnum):
+    """Why a site did not train: the whole vocabulary. The text of an exception stays at the site."""
+
+    BAD_REQUEST = "bad-request"
+    VERSION = "version-mismatch"
+    REFUSED = "refused-by-policy"
+    BUDGET = "budget-exhausted"
+    DATA_NOT_READY = "data-not-ready"
+    MODEL_NOT_PRIVATE = "model-not-private"
+    OUT_OF_MEMORY = "out-of-memory"
+    TIMED_OUT = "timed-out"
+    UNREACHABLE = "agent-unreachable"
+    INTERNAL = "internal-error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningPlan:
+    """How a site turns gradients into an update; public, the same at every site.
+
+    Attributes:
+        optimiser: `sgd` or `adam`, reset at each round.
+        learning_rate: > 0 [parameter units a step].
+        momentum: of `sgd`, in [0, 1).
+        kl_weight: beta times the warm-up of this global round, >= 0.
+        proximal_mu: FedProx pull towards the base weights, >= 0 (Li et al. 2020, arXiv:1812.06127).
+    """
+
+    optimiser: Literal["sgd", "adam"] = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.0
+    kl_weight: float = 1.0
+    proximal_mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        broken = [
+            rule
+            for failed, rule in (
+                (self.optimiser not in ("sgd", "adam"), "optimiser must be sgd or adam"),
+                (not (0 < self.learning_rate < math.inf), "learning_rate must be positive"),
+                (not (0 <= self.momentum < 1), "momentum must be in [0, 1)"),
+                (not (0 <= self.kl_weight < math.inf), "kl_weight must be >= 0"),
+                (not (0 <= self.proximal_mu < math.inf), "proximal_mu must be >= 0"),
+            )
+            if failed
+        ]
+        if broken:
+            raise ContractError("learning: " + "; ".join(broken))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What the server asks of a site in one round.
+
+    Attributes:
+        run_id: Names the run; with `round` and `base_hash` it identifies this request for good.
+        round: Global round, >= 1.
+        base_hash: SHA-256 of the shared weights that come with the request.
+        model: What to build; the site compares its hash with what it allows.
+        sharing: Which parameters travel.
+        plan: What privacy the update will have; the site may only tighten it.
+        learning: Optimiser and its constants.
+    """
+
+    run_id: str
+    round: int
+    base_hash: str
+    model: ModelSpec
+    sharing: Sharing
+    plan: Plan
+    learning: LearningPlan
+    version: int = PROTOCOL_VERSION
+
+    @property
+    def key(self) -> str:
+        """Identify the request: the same key is answered from store, never trained or paid for twice."""
+        return f"{self.run_id}/{self.round}/{self.base_hash}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a site sends: the change of the shared weights, and what it says about its privacy.
+
+    Attributes:
+        site: Name of the site.
+        run_id: As in the request.
+        round: As in the request.
+        base_hash: As in the request: what the change is relative to.
+        update_hash: SHA-256 of `delta`.
+        claim: All releases of this site in this run so far, this one included.
+        delta: name -> float32 change of that parameter.
+    """
+
+    site: str
+    run_id: str
+    round: int
+    base_hash: str
+    update_hash: str
+    claim: Claim
+    delta: Weights
+    version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A site's answer when it did not train."""
+
+    site: str
+    code: FailureCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Who answers behind a node: the only thing a site says before it is asked to train."""
+
+    site: str
+    version: int = PROTOCOL_VERSION
+
+
+def initial_seed(run_id: str) -> int:
+    """Return the public seed of a run's initial weights: server and sites start from the same ones."""
+    return int.from_bytes(hashlib.sha256(f"initial weights/{run_id}".encode()).digest()[:6], "big")
+
+
+def encode_request(request: TrainRequest, weights: Mapping[str, Any]) -> RecordDict:
+    """Return the message content of a request with the base weights."""
+    body = {
+        "version": request.version,
+        "run_id": request.run_id,
+        "round": request.round,
+        "base_hash": request.base_hash,
+        "model": json.loads(request.model.to_json()),
+        "sharing": request.sharing,
+        "plan": request.plan.to_dict(),
+        "learning": dataclasses.asdict(request.learning),
+    }
+    return RecordDict({_WEIGHTS: encode_weights(weights), _REQUEST: ConfigRecord({"json": json.dumps(body)})})
+
+
+def decode_request(content: RecordDict) -> tuple[TrainRequest, Weights]:
+    """Return the request and its base weights.
+
+    Raises:
+        ContractError: a record or field is missing, unknown, of the wrong type or out of range.
+    """
+    body = _body(content, _REQUEST, ("version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning"))
+    if body["version"] != PROTOCOL_VERSION:
+        raise ContractError(f"version: this end speaks {PROTOCOL_VERSION}; install the same release at both ends")
+    if body["sharing"] not in ("all", "decoder", "encoder", "norm-local"):
+        raise ContractError("sharing: not one of all, decoder, encoder, norm-local")
+    try:
+        request = TrainRequest(
+            run_id=_text(body, "run_id"),
+            round=_count(body, "round"),
+            base_hash=_text(body, "base_hash"),
+            model=model_from_dict(body["model"]),
+            sharing=body["sharing"],
+            plan=plan_from_dict(body["plan"]),
+            learning=LearningPlan(**body["learning"]),
+        )
+    except (TypeError, ValueError, ModelSpecError, PrivacyError) as error:
+        raise ContractError(f"request: {error}") from error
+    return request, decode_weights(content)
+
+
+def encode_update(update: Update) -> RecordDict:
+    """Return the message content of an update."""
+    body = {
+        "kind": "update",
+        "version": update.version,
+        "site": update.site,
+        "run_id": update.run_id,
+        "round": update.round,
+        "base_hash": update.base_hash,
+        "update_hash": update.update_hash,
+        "claim": update.claim.to_json(),
+    }
+    return RecordDict({_WEIGHTS: encode_weights(update.delta), _REPLY: ConfigRecord({"json": json.dumps(body)})})
+
+
+def encode_failure(failure: Failure) -> RecordDict:
+    """Return the message content of a failure."""
+    body = {"kind": "failure", "site": failure.site, "code": failure.code.value}
+    return RecordDict({_REPLY: ConfigRecord({"json": json.dumps(body)})})
+
+
+def encode_description(description: Description) -> RecordDict:
+    """Return the message content of a description."""
+    body = {"kind": "description", "site": description.site, "version": description.version}
+    return RecordDict({_REPLY: ConfigRecord({"json": json.dumps(body)})})
+
+
+def decode_reply(content: RecordDict) -> Update | Failure | Description:
+    """Return what a site answered.
+
+    Raises:
+        ContractError: the answer follows none of the three forms.
+    """
+    kind = _json(content, _REPLY).get("kind")
+    try:
+        if kind == "failure":
+            body = _body(content, _REPLY, ("kind", "site", "code"))
+            return Failure(site=_text(body, "site"), code=FailureCode(body["code"]))
+        if kind == "description":
+            body = _body(content, _REPLY, ("kind", "site", "version"))
+            return Description(site=_text(body, "site"), version=_count(body, "version"))
+        if kind == "update":
+            names = ("kind", "version", "site", "run_id", "round", "base_hash", "update_hash", "claim")
+            body = _body(content, _REPLY, names)
+            return Update(
+                version=_count(body, "version"),
+                site=_text(body, "site"),
+                run_id=_text(body, "run_id"),
+                round=_count(body, "round"),
+                base_hash=_text(body, "base_hash"),
+                update_hash=_text(body, "update_hash"),
+                claim=Claim.from_json(_text(body, "claim")),
+                delta=decode_weights(content),
+            )
+    except (ValueError, TypeError, PrivacyError) as error:
+        raise ContractError(f"reply: {error}") from error
+    raise ContractError("reply: kind is not one of update, failure, description")
+
+
+def model_from_dict(fields: Any) -> ModelSpec:  # noqa: ANN401 - whatever JSON held
+    """Return the model specification that `ModelSpec.to_json` wrote.
+
+    Raises:
+        ContractError: a field is missing or unknown.
+        ModelSpecError: a value is out of range.
+    """
+    expected = {field.name for field in dataclasses.fields(ModelSpec)}
+    if not isinstance(fields, dict) or set(fields) != expected:
+        raise ContractError("model: exactly the fields of ModelSpec are needed")
+    return ModelSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def encode_weights(weights: Mapping[str, Any]) -> ArrayRecord:
+    """Return float32 arrays as Flower's record, in the given order."""
+    record = ArrayRecord()
+    for name, value in weights.items():
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(value), allow_pickle=False)
+        record[name] = Array(str(value.dtype), tuple(value.shape), "numpy.ndarray", buffer.getvalue())
+    return record
+
+
+def decode_weights(content: RecordDict) -> Weights:
+    """Return the arrays of a message.
+
+    Raises:
+        ContractError: there is not exactly one record of arrays, or an array is not float32 or cannot be read.
+    """
+    records = content.array_records
+    if set(records) != {_WEIGHTS}:
+        raise ContractError("weights: exactly one record of arrays is needed")
+    weights: Weights = {}
+    for name, array in records[_WEIGHTS].items():
+        try:
+            value = array.numpy()
+        except Exception as error:  # noqa: BLE001 - whatever a hostile array raises, it is not an array
+            raise ContractError("weights: an array cannot be read") from error
+        if value.dtype != np.float32:
+            raise ContractError("weights: every array must be float32")
+        weights[name] = value
+    return weights
+
+
+def _json(content: RecordDict, record: str) -> dict[str, Any]:
+    """Return the JSON object of a config record."""
+    config = content.config_records.get(record)
+    text = config.get("json") if config is not None else None
+    try:
+        body = json.loads(text) if isinstance(text, str) else None
+    except json.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        raise ContractError(f"{record}: a JSON object is needed")
+    return body
+
+
+def _body(content: RecordDict, record: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a JSON object that has exactly the given fields."""
+    body = _json(content, record)
+    if set(body) != set(names):
+        raise ContractError(f"{record}: the fields must be exactly {', '.join(names)}")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    """Return a text field."""
+    value = body[name]
+    if not isinstance(value, str) or not value:
+        raise ContractError(f"{name}: a text is needed")
+    return value
+
+
+def _count(body: dict[str, Any], name: str) -> int:
+    """Return a whole number >= 0 (a bool is none)."""
+    value = body[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ContractError(f"{name}: a whole number >= 0 is needed")
+    return value

@@ -1,0 +1,33 @@
+"""From any exception at a site to the one code that may leave it."""
+
+from __future__ import annotations
+
+from client.contract import ContractError, FailureCode
+from client.errors import SiteError
+from privacy.errors import IncompatibleModelError, PrivacyError, RefusedError
+from vae.errors import DataError, ModelSpecError, WeightsError
+
+_CODES: tuple[tuple[type[BaseException], FailureCode], ...] = (
+    (ContractError, FailureCode.BAD_REQUEST),
+    (ModelSpecError, FailureCode.BAD_REQUEST),
+    (WeightsError, FailureCode.BAD_REQUEST),
+    (IncompatibleModelError, FailureCode.MODEL_NOT_PRIVATE),
+    (RefusedError, FailureCode.REFUSED),
+    (PrivacyError, FailureCode.REFUSED),
+    (DataError, FailureCode.DATA_NOT_READY),
+    (MemoryError, FailureCode.OUT_OF_MEMORY),
+    (TimeoutError, FailureCode.TIMED_OUT),
+)
+
+
+def code_of(error: BaseException) -> FailureCode:
+    """Return the code for an exception; an unknown one is an internal error, never its text.
+
+    Guarantees:
+        The result is a member of a closed vocabulary (tests/unit/client/test_failure.py).
+    """
+    if isinstance(error, SiteError):
+        return error.code
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own, not a MemoryError; torch need not be imported here
+        return FailureCode.OUT_OF_MEMORY
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FailureCode.INTERNAL)

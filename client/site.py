@@ -1,0 +1,273 @@
+"""A site: one hospital's data, its rules, its spending and its answers.
+
+The same object stands behind the agent of a real hospital and inside a simulation. It refuses before any side
+effect, reserves the privacy cost before it opens data, and answers a request that it has answered before from its
+store.
+
+Order within `train`: check the request, decide, look up, reserve, open data, train, commit, store, answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import nn
+
+from client.contract import Description, FailureCode, Plan, TrainRequest, Update, Weights, initial_seed
+from client.errors import SiteError
+from client.train import Round, local_losses, train_round
+from privacy.accounting import Release
+from privacy.claim import Claim, ClaimKind, Spending
+from privacy.compatible import check_model
+from privacy.noise import Randomness
+from privacy.plan import PrivacyPlan
+from vae.data.cohort import Batch, Cohort, SiteData
+from vae.models import build, signature_of
+from vae.models.protocol import Vae
+from vae.spec import ModelSpec, Sharing
+from vae.weights import Signature, hash_weights, load, save, signature, to_numpy
+
+
+class SiteService(Protocol):
+    """What a ClientApp may ask of a site, in this process or behind the agent's socket."""
+
+    def describe(self) -> Description:
+        """Return who answers."""
+        ...
+
+    def train(self, request: TrainRequest, weights: Weights) -> Update:
+        """Return this site's update.
+
+        Raises:
+            Exception: whatever went wrong; `client.failure.code_of` says what may be told of it.
+        """
+        ...
+
+
+class Site:
+    """One hospital, in this process.
+
+    Args:
+        name: Its name in the federation.
+        open_data: Opens the cohorts; called once, at the first request that was decided and reserved.
+        folder: Where spending, stored updates, local parameters and the diary lie.
+        decide: Returns the plan to follow, at most tighter than the one asked for, or raises `RefusedError`.
+        randomness: Makes the source of randomness of one request.
+        spending: Opens the record of what this site has spent in a run.
+        keep_updates: Store the last update, so that a repeated request is answered without training. A simulation
+            turns this off: there the same request gives the same bits again.
+        diary: Write losses and times of each round to `diary.jsonl` in the folder; local, never sent.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        open_data: Callable[[], SiteData],
+        folder: Path,
+        decide: Callable[[TrainRequest], Plan],
+        randomness: Callable[[TrainRequest], Randomness],
+        spending: Callable[[str], Spending],
+        keep_updates: bool = True,
+        diary: bool = True,
+    ) -> None:
+        self.name = name
+        self._open_data = open_data
+        self._folder = folder
+        self._decide = decide
+        self._randomness = randomness
+        self._spending = spending
+        self._keep_updates = keep_updates
+        self._diary = diary
+        self._data: SiteData | None = None
+        self._models: dict[str, nn.Module] = {}
+
+    def describe(self) -> Description:
+        """Return who answers."""
+        return Description(site=self.name)
+
+    def data(self) -> SiteData:
+        """Return the site's cohorts, opening them at the first call."""
+        if self._data is None:
+            self._data = self._open_data()
+        return self._data
+
+    def train(self, request: TrainRequest, weights: Weights) -> Update:
+        """Return this site's update for a request.
+
+        Raises:
+            SiteError: the request does not fit its own weights or model.
+            RefusedError: the site's rules or its budget refuse.
+            DataError: the data are not ready.
+        """
+        if hash_weights(weights) != request.base_hash:
+            raise SiteError(FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of base_hash")
+        plan = self._decide(request)
+        model = self._model(request, plan)
+        shared = cast(Vae, model).shared_names(request.sharing)
+        expected = tuple(entry for entry in signature_of(request.model) if entry[0] in shared)
+        if signature(weights) != expected:
+            raise SiteError(FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of the model")
+        if stored := self._stored(request, expected):
+            return stored
+        spending = self._spending(request.run_id)
+        if isinstance(plan, PrivacyPlan):
+            spending.reserve(request.key, plan.release())
+        cohort = self.data().train
+        started = time.perf_counter(), time.process_time()
+        result = train_round(
+            model,
+            cohort,
+            weights,
+            self._local(request),
+            sharing=request.sharing,
+            plan=plan,
+            learning=request.learning,
+            randomness=self._randomness(request),
+        )
+        elapsed = time.perf_counter() - started[0], time.process_time() - started[1]
+        if isinstance(plan, PrivacyPlan):
+            spending.commit(request.key, plan.steps)
+        self._keep_local(request, result)
+        update = self._update(request, plan, result, spending.history())
+        self._store(request, update)
+        self._write_diary(request, model, cohort, elapsed)
+        return update
+
+    def _model(self, request: TrainRequest, plan: Plan) -> nn.Module:
+        """Return the model of a request, built and checked once."""
+        key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}"
+        if key not in self._models:
+            model = build(request.model, seed=initial_seed(request.run_id))
+            if isinstance(plan, PrivacyPlan):
+                check_model(model, dummy_batch(request.model), request.model.latent_size, engine=plan.grad_engine)
+            self._models[key] = model
+        return self._models[key]
+
+    def _update(self, request: TrainRequest, plan: Plan, result: Round, history: tuple[Release, ...]) -> Update:
+        """Return the update with this site's claim."""
+        kind: ClaimKind = "none"
+        if isinstance(plan, PrivacyPlan):
+            kind = "dp" if plan.randomness == "os" else "seeded"
+        claim = Claim(
+            site=self.name,
+            unit=plan.unit if isinstance(plan, PrivacyPlan) else "patient",
+            delta=plan.delta if isinstance(plan, PrivacyPlan) else 0.0,
+            kind=kind,
+            releases=history,
+        )
+        return Update(
+            site=self.name,
+            run_id=request.run_id,
+            round=request.round,
+            base_hash=request.base_hash,
+            update_hash=hash_weights(result.delta),
+            claim=claim,
+            delta=result.delta,
+        )
+
+    def _stored(self, request: TrainRequest, expected: Signature) -> Update | None:
+        """Return the update stored for exactly this request."""
+        path = _run_folder(self._folder, request.run_id) / "update.safetensors"
+        if not self._keep_updates or not path.exists():
+            return None
+        delta, facts = load(path, expected)
+        if facts.get("key") != request.key:
+            return None
+        return Update(
+            site=self.name,
+            run_id=request.run_id,
+            round=request.round,
+            base_hash=request.base_hash,
+            update_hash=facts["update_hash"],
+            claim=Claim.from_json(facts["claim"]),
+            delta=delta,
+        )
+
+    def _store(self, request: TrainRequest, update: Update) -> None:
+        """Keep the update of the latest request."""
+        if self._keep_updates:
+            path = _run_folder(self._folder, request.run_id) / "update.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            facts = {"key": request.key, "update_hash": update.update_hash, "claim": update.claim.to_json()}
+            save(path, update.delta, facts)
+
+    def _local(self, request: TrainRequest) -> Weights:
+        """Return this site's own parameters as the round before left them."""
+        return local_weights(self._folder, request.run_id, request.model, request.sharing, request.round - 1)
+
+    def _keep_local(self, request: TrainRequest, result: Round) -> None:
+        """Keep this round's own parameters; those of earlier rounds stay, since a round may be asked for again."""
+        if result.local:
+            path = _local_path(self._folder, request.run_id, request.round)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(path, result.local, {"round": str(request.round)})
+
+    def _write_diary(
+        self, request: TrainRequest, model: nn.Module, cohort: Cohort, elapsed: tuple[float, float]
+    ) -> None:
+        """Append one line about the round to the site's own diary."""
+        if not self._diary:
+            return
+        line = {
+            "run": request.run_id,
+            "round": request.round,
+            "wall_s": elapsed[0],
+            "cpu_s": elapsed[1],
+            "process": os.getpid(),
+            **local_losses(model, cohort, kl_weight=request.learning.kl_weight),
+        }
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "diary.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def local_weights(folder: Path, run_id: str, model: ModelSpec, sharing: Sharing, round_: int) -> Weights:
+    """Return a site's own parameters as they were after a round, or their public initial values.
+
+    Args:
+        folder: The site's folder.
+        run_id: The run.
+        model: Its model.
+        sharing: Which parameters travel; the others are the site's own.
+        round_: The last round to look at; a site that missed it has those of the round before, and so on.
+
+    Raises:
+        WeightsError: the stored file is not what was stored.
+    """
+    built = build(model, seed=initial_seed(run_id))
+    shared = built.shared_names(sharing)
+    fresh = to_numpy(built, sorted(name for name, _ in built.named_parameters() if name not in shared))
+    for earlier in range(round_, 0, -1) if fresh else ():
+        path = _local_path(folder, run_id, earlier)
+        if path.exists():
+            return load(path, signature(fresh))[0]
+    return fresh
+
+
+def _local_path(folder: Path, run_id: str, round_: int) -> Path:
+    """Return where a site keeps its own parameters after a round."""
+    return _run_folder(folder, run_id) / f"local-{round_:05d}.safetensors"
+
+
+def _run_folder(folder: Path, run_id: str) -> Path:
+    """Return a run's folder; run ids come from outside, so the name is a digest."""
+    return folder / hashlib.sha256(run_id.encode()).hexdigest()[:16]
+
+
+def dummy_batch(model: ModelSpec) -> Batch:
+    """Return made-up records of the model's shape, for checks that must not touch data."""
+    generator = torch.Generator().manual_seed(0)
+    return Batch(
+        values=torch.rand(4, *model.input_shape, generator=generator),
+        covariates=torch.rand(4, model.num_covariates, generator=generator),
+        patient=torch.arange(4),
+        num_patients=4,
+    )

@@ -1,0 +1,121 @@
+"""One round at a site: base weights, cohort and plan in, change of the weights out. Joins `vae` with `privacy`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.contract import LearningPlan, Plan, Weights
+from privacy.accounting import Release
+from privacy.noise import Randomness
+from privacy.plan import PrivacyPlan
+from privacy.training import NoisedOptimiser, train_private, train_unsafe
+from vae.data.cohort import Cohort
+from vae.models.protocol import Vae
+from vae.spec import Sharing
+from vae.weights import load_into, to_numpy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one round of local training leaves behind, all of it at the site.
+
+    Attributes:
+        delta: Change of the shared parameters; the only part that may leave.
+        local: Parameters that the sharing keeps at the site, after training.
+        release: What the update cost, None without privacy.
+        num_nonfinite: Patient gradients that counted as zero; never leaves.
+    """
+
+    delta: Weights
+    local: Weights
+    release: Release | None
+    num_nonfinite: int
+
+
+def train_round(
+    model: nn.Module,
+    cohort: Cohort,
+    base: Weights,
+    local: Weights,
+    *,
+    sharing: Sharing,
+    plan: Plan,
+    learning: LearningPlan,
+    randomness: Randomness,
+    physical_records: int = 64,
+) -> Round:
+    """Train from the base weights and return the change.
+
+    Args:
+        model: Built from the request's specification; its parameters are overwritten.
+        cohort: The training patients.
+        base: The shared weights of the request, exactly the names that `sharing` shares.
+        local: This site's own values of all other parameters.
+        sharing: Which parameters travel.
+        plan: Privacy of the update; sets sampler, clip, noise and release together.
+        learning: Optimiser and its constants.
+        randomness: Sampling, noise and latent deviates all come from it.
+        physical_records: Records in memory at a time; does not change the result beyond rounding.
+
+    Raises:
+        WeightsError: base and local together are not exactly the model's parameters.
+    """
+    load_into(model, {**base, **local})
+    optimiser = NoisedOptimiser(
+        kind=learning.optimiser, learning_rate=learning.learning_rate, momentum=learning.momentum
+    )
+    latent_size = cast(Vae, model).spec.latent_size
+    patients = cohort.as_records() if isinstance(plan, PrivacyPlan) and plan.unit == "record" else cohort
+    release: Release | None = None
+    nonfinite = 0
+    if isinstance(plan, PrivacyPlan):
+        done = train_private(
+            model,
+            patients,
+            plan=plan,
+            optimiser=optimiser,
+            randomness=randomness,
+            kl_weight=learning.kl_weight,
+            proximal_mu=learning.proximal_mu,
+            latent_size=latent_size,
+            max_physical_records=physical_records,
+        )
+        release, nonfinite = done.release, done.num_nonfinite
+    else:
+        train_unsafe(
+            model,
+            patients,
+            plan=plan,
+            optimiser=optimiser,
+            randomness=randomness,
+            kl_weight=learning.kl_weight,
+            proximal_mu=learning.proximal_mu,
+            latent_size=latent_size,
+        )
+    shared = cast(Vae, model).shared_names(sharing)
+    after = to_numpy(model, sorted(name for name, _ in model.named_parameters()))
+    return Round(
+        delta={name: (after[name] - base[name]).astype(np.float32) for name in sorted(shared)},
+        local={name: value for name, value in after.items() if name not in shared},
+        release=release,
+        num_nonfinite=nonfinite,
+    )
+
+
+def local_losses(model: nn.Module, cohort: Cohort, *, kl_weight: float, max_patients: int = 64) -> dict[str, float]:
+    """Return mean loss parts over the first patients, for the site's own diary: never sent.
+
+    Deterministic: the posterior mean is decoded (latent noise zero).
+    """
+    count = min(cohort.num_patients, max_patients)
+    batch = cohort.batch(np.arange(count))
+    vae = cast(Vae, model)
+    zeros: Tensor = torch.zeros(batch.num_records, vae.spec.latent_size)
+    with torch.no_grad():
+        loss = vae.per_sample_loss(batch.values, batch.covariates, latent_noise=zeros, kl_weight=kl_weight)
+    return {"loss": float(loss.total.mean()), **{name: float(part.mean()) for name, part in loss.parts.items()}}

@@ -1,0 +1,128 @@
+"""The command line: `python -m deploy VERB`. Heavy packages are imported by the verbs that need them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.errors import ConfigError, ExitCode
+from deploy.folders import cache_folder
+
+if TYPE_CHECKING:
+    from deploy.config import Experiment
+    from vae.data.readiness import Readiness, Source
+
+app = typer.Typer(
+    help="Federated VAEs across hospitals: check configurations and data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Check configuration files.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Check a hospital's data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration of the experiment (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override: key=value. May be repeated.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@config_app.command("check")
+def check_config(
+    file: Annotated[Path, typer.Argument(help="Configuration of an experiment (YAML).")],
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print every field as it is used.")] = False,
+) -> None:
+    """Check a configuration file: every problem at once, with its line. Exit code 2 if there is one."""
+    experiment = _load(file, overrides)
+    if resolved:
+        print(experiment.resolved_yaml(), end="")
+        return
+    sites = len(experiment.site_names)
+    print(f"{file}: valid; {experiment.data.kind} data, {sites} sites, {experiment.federation.rounds} rounds")
+    print(f"arms: {', '.join(experiment.arms)}; hash {experiment.hash()[:16]}")
+
+
+@config_app.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of configuration files (for an editor; shipped as deploy/configs/schema.json)."""
+    from deploy.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@data_app.command("check")
+def check_data(  # noqa: PLR0917 - a command's options
+    config: ConfigFile,
+    site: Annotated[str, typer.Option(help="Name of one site; all sites if left out.")] = "",
+    details: Annotated[
+        bool, typer.Option("--details", help="Name the refused files. Local: do not share.")
+    ] = False,
+    as_json: AsJson = False,
+    cache: Annotated[Path | None, typer.Option(help="Folder of prepared records.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at every record of a site's data and say what is usable. Exit code 5 if a site is not ready."""
+    experiment = _load(config, overrides)
+    sources = _sources(experiment, site)
+    folder = cache or cache_folder()
+    reports = [_survey(source, name, folder / name) for name, source in sources.items()]
+    if as_json:
+        print(json.dumps([report.to_dict() for report in reports], indent=2))
+    else:
+        from vae.data.readiness import render
+
+        print("\n".join(render(report, details=details) for report in reports), end="")
+    if not all(report.ready for report in reports):
+        raise typer.Exit(ExitCode.DATA_NOT_READY)
+
+
+def main() -> None:
+    """Run the command line; a wrong option is a configuration error, exit code 2."""
+    app(prog_name="python -m deploy")
+
+
+def _load(file: Path, overrides: list[str] | None) -> Experiment:
+    """Return the experiment of a file, or end with its problems and exit code 2."""
+    from deploy.config import load_experiment
+
+    try:
+        return load_experiment(file, overrides or ())
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION) from None
+
+
+def _sources(experiment: Experiment, site: str) -> dict[str, Source]:
+    """Return the source of each chosen site, or end with exit code 2."""
+    from deploy.problems import nearest
+    from deploy.sources import DicomData, NiftiData, TableData
+
+    data = experiment.data
+    if not isinstance(data, NiftiData | DicomData | TableData):
+        print(f"{data.kind} data are made or fetched: there is nothing to check", file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION)
+    if site and site not in data.site_names:
+        near = nearest(site, data.site_names)
+        hint = f"; did you mean `{near}`?" if near else f"; sites: {', '.join(data.site_names)}"
+        print(f"--site {site}: there is no such site{hint}", file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION)
+    return {name: data.to_spec(name) for name in ([site] if site else data.site_names)}
+
+
+def _survey(source: Source, name: str, cache: Path) -> Readiness:
+    """Return a readiness report, or end with exit code 5 if the source itself cannot be used."""
+    from vae.data.readiness import check
+    from vae.errors import DataError
+
+    try:
+        return check(source, name=name, cache=cache)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.DATA_NOT_READY) from None

@@ -1,0 +1,174 @@
+"""An experiment: one YAML file -> one frozen `Experiment`, or every problem of the file at once.
+
+Guarantees (tests/unit/deploy/test_config.py): no unknown key, no duplicate key, no silent conversion, nothing
+that depends on another field left unchecked; the resolved file loads to an equal experiment; the hash is the
+same for every engine, so that a run may be resumed on another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from deploy.documents import Document, dump_yaml, load_document
+from deploy.errors import ConfigError, Problem
+from deploy.overrides import apply_overrides
+from deploy.problems import in_file_order, translate, without_unknown_keys
+from deploy.rules import check
+from deploy.sections import STRICT, Arm, Engine, Faults, Federation, Model, Name, Privacy, Report, Training
+from deploy.sources import Data
+
+if TYPE_CHECKING:
+    from vae.spec import ModelSpec
+
+__all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "validate"]
+
+_NOT_HASHED = ("name", "engine", "arms", "report")
+
+
+def _all_arms(fields: dict[str, Any]) -> tuple[Arm, ...]:
+    """Return every arm that an experiment can run: `federated-dp` only with a privacy section."""
+    private: tuple[Arm, ...] = ("federated-dp",) if fields.get("privacy") is not None else ()
+    return ("mean", "local", "federated", *private, "centralised")
+
+
+class Experiment(BaseModel):
+    """Everything that decides a simulated federation; built by `load_experiment`.
+
+    Attributes:
+        name: Appears in the report.
+        seed: Root of all randomness of a simulation.
+        engine: What runs the sites.
+        data: Whose data; tells its kind by `kind`.
+        model: The model.
+        federation: How updates become a model.
+        training: Local training without privacy.
+        privacy: Privacy of the arm `federated-dp`, or None.
+        arms: What is trained and compared.
+        faults: What goes wrong on purpose.
+        report: What the report shows.
+    """
+
+    model_config = STRICT
+    name: Name = "experiment"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    engine: Engine = Engine()
+    data: Data
+    model: Model = Model()
+    federation: Federation = Federation()
+    training: Training = Training()
+    privacy: Privacy | None = None
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(default_factory=_all_arms)
+    faults: Faults = Faults()
+    report: Report = Report()
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Return the names of the sites, in their order."""
+        return self.data.site_names
+
+    def model_spec(self, input_shape: Sequence[int], num_covariates: int = 0) -> ModelSpec:
+        """Return the model for data of a given shape.
+
+        Args:
+            input_shape: Of one record: (F,), (C, H, W) or (C, D, H, W).
+            num_covariates: Of the cohorts; used by `cvae` alone.
+
+        Raises:
+            ModelSpecError: model and data do not go together.
+        """
+        from vae.spec import ModelSpec
+
+        used = num_covariates if self.model.family == "cvae" else 0
+        return ModelSpec(input_shape=tuple(input_shape), num_covariates=used, **self.model.model_dump())
+
+    def resolved_yaml(self) -> str:
+        """Return a file with every field written out, which loads to an equal experiment."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the canonical JSON of everything that decides the trained weights.
+
+        Left out: the engine (weights are equal on all), the name, the list of arms and the report.
+        """
+        fields = self.model_dump(mode="json", exclude=set(_NOT_HASHED))
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment that a file describes.
+
+    Args:
+        path: A YAML file.
+        overrides: `key=value` each, such as `federation.rounds=5`; the value is YAML.
+
+    Raises:
+        ConfigError: with every problem of the file and the overrides.
+    """
+    document, problems = apply_overrides(load_document(path), overrides)
+    return validate(document, folder=Path(path).parent, problems=problems)
+
+
+def validate(document: Document, *, folder: Path, problems: Sequence[Problem] = ()) -> Experiment:
+    """Return the experiment that a document describes.
+
+    Args:
+        document: As read.
+        folder: Relative paths count from here.
+        problems: Already known ones, reported with the rest.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    found = list(problems)
+    experiment: Experiment | None = None
+    if not isinstance(document.value, dict):
+        found.append(Problem(path="", rule="must be a dictionary (key: value) with at least `data`"))
+        raise ConfigError(document.source, found)
+    context = {"folder": folder.absolute()}
+    try:
+        experiment = Experiment.model_validate_json(json.dumps(document.value), context=context)
+    except ValidationError as error:
+        found += translate(error, document, Experiment)
+    found += check(_sections(document, context), document)
+    if found or experiment is None:
+        raise ConfigError(document.source, in_file_order(found))
+    return experiment
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a configuration, for editors."""
+    schema = Experiment.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Experiment", **schema}
+
+
+def _sections(document: Document, context: dict[str, Path]) -> dict[str, Any]:
+    """Return each section that is valid by itself, so that rules across sections see all they can."""
+    sections: dict[str, Any] = {}
+    for name, info in Experiment.model_fields.items():
+        if name in document.value:
+            found = _section(name, info, {name: document.value[name]}, context)
+            sections.update({} if found is None else {name: getattr(found, name)})
+        elif not info.is_required() and info.default_factory is None:
+            sections[name] = info.default
+    return sections
+
+
+def _section(name: str, info: FieldInfo, value: dict[str, Any], context: dict[str, Path]) -> BaseModel | None:
+    """Return a model of one section alone; unknown keys are left out, so that they hide no other problem."""
+    fields: dict[str, Any] = {name: (info.annotation, info)}
+    alone: type[BaseModel] = create_model("Section", __config__=STRICT, **fields)
+    try:
+        return alone.model_validate_json(json.dumps(value), context=context)
+    except ValidationError as error:
+        known = without_unknown_keys(error, value)
+    try:
+        return alone.model_validate_json(json.dumps(known), context=context)
+    except ValidationError:
+        return None

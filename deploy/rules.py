@@ -1,0 +1,214 @@
+"""Rules that tie fields together: what a single field's type and range cannot say.
+
+Every function takes the sections that are valid by themselves (a missing one is skipped, its own problems are
+reported elsewhere) and returns problems; nothing stops at the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from deploy.documents import Document, Key
+from deploy.errors import Problem
+from deploy.problems import at, nearest
+from deploy.sections import Faults, Federation, Model, Privacy
+from deploy.sources import Data
+from vae.errors import VaeError
+
+Sections = Mapping[str, Any]
+Rule = Callable[[Sections, Document], Iterator[Problem]]
+
+
+def check(sections: Sections, document: Document) -> list[Problem]:
+    """Return every problem between fields of the given sections."""
+    rules: tuple[Rule, ...] = (
+        _data,
+        _model,
+        _strategy,
+        _quorum,
+        _privacy,
+        _arms,
+        _named_sites,
+        _fault_rounds,
+    )
+    return [problem for rule in rules for problem in rule(sections, document)]
+
+
+def _data(sections: Sections, document: Document) -> Iterator[Problem]:
+    """The data section builds what it describes."""
+    data = sections.get("data")
+    if data is None:
+        return
+    own = getattr(data, "sites", None)
+    builds: dict[Key, Callable[[], Any]] = {("data",): data.to_spec}
+    if isinstance(own, dict):
+        builds = {("data", "sites", name): partial(data.to_spec, name) for name in own}
+    for path, build in builds.items():
+        try:
+            build()
+        except (VaeError, ValueError) as error:
+            yield at(document, path, str(error), show_value=False)
+
+
+def _model(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Family, beta, covariates and the depth of the network go together and with the data."""
+    model: Model | None = sections.get("model")
+    if model is None:
+        return
+    if model.family != "beta-vae" and model.beta != 1.0:
+        yield at(document, ("model", "beta"), "other than 1 goes with `family: beta-vae` alone")
+    data = sections.get("data")
+    if data is None:
+        return
+    if model.family == "cvae" and not _num_covariates(data):
+        yield at(
+            document, ("model", "family"), f"needs covariates, and data of kind {data.kind} here have none"
+        )
+    size = _smallest_axis(data)
+    if size is not None and size <= 2 ** len(model.channels):
+        rule = f"too many: each halves the image, and its smallest axis of {size} voxels must stay above 1"
+        yield at(document, ("model", "channels"), rule)
+
+
+def _strategy(sections: Sections, document: Document) -> Iterator[Problem]:
+    """The constants of a strategy are given with it, and only with it."""
+    federation: Federation | None = sections.get("federation")
+    if federation is None:
+        return
+    owners = {"proximal_mu": "fedprox", "trim": "trimmed-mean", "num_byzantine": "krum"}
+    for field, owner in owners.items():
+        given = getattr(federation, field) is not None
+        if federation.strategy == owner and not given:
+            yield at(document, ("federation", field), f"is required by `strategy: {owner}`", show_value=False)
+        if given and federation.strategy != owner:
+            yield at(document, ("federation", field), f"goes with `strategy: {owner}` alone; remove it")
+    robust = ("median", "trimmed-mean", "krum")
+    if federation.weights and federation.strategy in robust:
+        rule = f"`strategy: {federation.strategy}` counts every site alike; remove the weights"
+        yield at(document, ("federation", "weights"), rule, show_value=False)
+
+
+def _quorum(sections: Sections, document: Document) -> Iterator[Problem]:
+    """The quorum can be reached, and leaves a robust strategy enough updates."""
+    federation: Federation | None = sections.get("federation")
+    data = sections.get("data")
+    if federation is None or data is None:
+        return
+    count = len(data.site_names)
+    needed = federation.sites_needed(count)
+    if needed > count:
+        yield at(document, ("federation", "quorum"), f"there are only {count} sites")
+    limits = {"krum": ("num_byzantine", 3), "trimmed-mean": ("trim", 1)}
+    field, more = limits.get(federation.strategy, ("", 0))
+    withstood = getattr(federation, field) if field else None
+    if withstood is not None and count < 2 * withstood + more:
+        rule = f"needs 2 x {withstood} + {more} = {2 * withstood + more} sites or more; there are {count}"
+        yield at(document, ("federation", field), rule)
+
+
+def _privacy(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Exactly one of target and noise; a divisor for every site."""
+    privacy: Privacy | None = sections.get("privacy")
+    if privacy is None:
+        return
+    if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
+        rule = "give exactly one of `epsilon` (the noise is calibrated to it) and `noise_multiplier`"
+        yield at(document, ("privacy",), rule, show_value=False)
+    data = sections.get("data")
+    if privacy.divisor is None and data is not None:
+        lacking = [name for name in data.site_names if name not in privacy.site_divisors]
+        if lacking:
+            rule = (
+                "is required: a public constant near sampling_probability x the patients that a site is "
+                f"known to have, or give site_divisors for {_few(lacking)} too"
+            )
+            yield at(document, ("privacy", "divisor"), rule, show_value=False)
+    if privacy.unit == "record" and privacy.max_records_per_patient != 1:
+        yield at(document, ("privacy", "max_records_per_patient"), "must be 1 with `unit: record`")
+    if privacy.optimiser == "adam" and privacy.momentum:
+        yield at(document, ("privacy", "momentum"), "goes with `optimiser: sgd` alone")
+
+
+def _arms(sections: Sections, document: Document) -> Iterator[Problem]:
+    """An arm is named once, and can run."""
+    arms = sections.get("arms")
+    for arm, times in Counter(arms or ()).items():
+        if times > 1:
+            yield at(document, ("arms",), f"{arm} is given {times} times", show_value=False)
+    if arms and "federated-dp" in arms and "privacy" in sections and sections["privacy"] is None:
+        yield at(document, ("arms",), "federated-dp needs a `privacy` section", show_value=False)
+    training = sections.get("training")
+    if training is not None and training.optimiser == "adam" and training.momentum:
+        yield at(document, ("training", "momentum"), "goes with `optimiser: sgd` alone")
+
+
+def _named_sites(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Sites that are named somewhere exist; weights are given to all of them or to none."""
+    data: Data | None = sections.get("data")
+    if data is None:
+        return
+    known = data.site_names
+    places: tuple[Key, ...] = (("federation", "weights"), ("privacy", "site_divisors"), ("faults",))
+    for path in places:
+        others = ("dropout",) if path == ("faults",) else ()
+        for site in _keys(document.value, path):
+            if site not in (*known, *others):
+                found = at(
+                    document, (*path, site), f"there is no such site; sites: {_few(known)}", show_value=False
+                )
+                yield dataclasses.replace(found, suggestion=nearest(site, (*known, *others)))
+    weights = _keys(document.value, ("federation", "weights"))
+    lacking = [site for site in known if site not in weights]
+    if lacking and len(lacking) < len(known):
+        rule = f"give a weight to every site or to none; {_few(lacking)} lack one"
+        yield at(document, ("federation", "weights"), rule, show_value=False)
+
+
+def _fault_rounds(sections: Sections, document: Document) -> Iterator[Problem]:
+    """A fault does something, in rounds that happen."""
+    faults: Faults | None = sections.get("faults")
+    federation: Federation | None = sections.get("federation")
+    for site, fault in (faults.sites if faults else {}).items():
+        if fault.harmless:
+            rule = "names no fault: give update, crash, drop, delay_s or bandwidth_mbit"
+            yield at(document, ("faults", site), rule, show_value=False)
+        if federation is not None and fault.rounds != "all" and max(fault.rounds) > federation.rounds:
+            rule = f"there are only {federation.rounds} rounds"
+            yield at(document, ("faults", site, "rounds"), rule)
+
+
+def _keys(value: Any, path: Key) -> list[str]:  # noqa: ANN401 - JSON
+    """Return the keys of the dictionary at a path as it is in the file; none if there is no dictionary."""
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return list(value) if isinstance(value, dict) else []
+
+
+def _num_covariates(data: Data) -> int:
+    """Return whether records of this data come with covariates: a count, or 1 for `some`."""
+    if data.kind == "toy":
+        return int(data.covariates)
+    if data.kind == "abide":
+        return 0
+    if data.kind == "phantom":
+        return 1
+    return min(len(site.covariates) for site in data.sites.values())
+
+
+def _smallest_axis(data: Data) -> int | None:
+    """Return the smallest spatial axis of a record [voxels]; None for tables."""
+    if data.kind == "phantom":
+        return data.size if data.slab in (None, 1) else min(data.size, data.slab)
+    if data.kind in ("nifti", "dicom"):
+        return min(size for site in data.sites.values() for size in site.preparation.shape)
+    return None
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    """Return the first names of a list as text."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

@@ -1,0 +1,212 @@
+"""The sections of an experiment's configuration, but its data: field names, ranges, defaults.
+
+Every class here is a frozen pydantic model that takes no unknown key and converts nothing ("3" is no number).
+Rules that tie two sections together are in `deploy.rules`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Arm = Literal["mean", "local", "federated", "federated-dp", "centralised"]
+
+
+class Engine(BaseModel):
+    """What runs the sites; the result does not depend on it.
+
+    Attributes:
+        kind: `local`, in this process or in worker processes; `ray`, Flower's simulation engine for many
+            machines.
+        workers: Processes; `auto` takes one a core, at most one a site.
+    """
+
+    model_config = STRICT
+    kind: Literal["local", "ray"] = "local"
+    workers: Count | Literal["auto"] = "auto"
+
+
+class Model(BaseModel):
+    """The model; see `vae.spec.ModelSpec`. The input's shape follows from the data."""
+
+    model_config = STRICT
+    family: Literal["vae", "beta-vae", "cvae"] = "vae"
+    latent_size: Count = 16
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (16, 32, 64)
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    decoder_scale: Literal["fixed", "learned"] = "fixed"
+    initial_scale: Positive = 0.1
+    upsampling: Literal["interpolate", "transpose"] = "interpolate"
+    output: Literal["linear", "sigmoid"] = "linear"
+
+
+class Federation(BaseModel):
+    """How updates become a model.
+
+    Attributes:
+        rounds: Global rounds.
+        strategy: Rule of aggregation.
+        sharing: Which parameters travel; the rest stays at its site.
+        quorum: Sites needed for a round: a whole number of them, or a fraction of all in (0, 1].
+        deadline_s: Time a site has for a round [s].
+        server_learning_rate: Step of the server along the mean update (FedAdam, FedYogi: their learning
+            rate).
+        proximal_mu: FedProx pull towards the global model; null otherwise.
+        trim: Updates cut off at each end of every coordinate by the trimmed mean; null otherwise.
+        num_byzantine: Hostile sites that Krum withstands; null otherwise.
+        max_update_norm: L2 norm above which an update is refused; null for no bound.
+        weights: Public constant for each site, agreed at enrolment, never derived from counts; empty for
+            uniform.
+    """
+
+    model_config = STRICT
+    rounds: Count = 10
+    strategy: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "median", "trimmed-mean", "krum"] = "fedavg"
+    sharing: Literal["all", "decoder", "encoder", "norm-local"] = "all"
+    quorum: Count | Annotated[float, Field(gt=0, le=1)] = 0.5
+    deadline_s: Positive = 600.0
+    server_learning_rate: Positive | None = None
+    proximal_mu: Positive | None = None
+    trim: Count | None = None
+    num_byzantine: Count | None = None
+    max_update_norm: Positive | None = None
+    weights: dict[Name, Positive] = {}
+
+    def sites_needed(self, num_sites: int) -> int:
+        """Return how many sites a round needs, of `num_sites`."""
+        if isinstance(self.quorum, int):
+            return self.quorum
+        return max(1, math.ceil(self.quorum * num_sites - 1e-9))
+
+
+class Training(BaseModel):
+    """Local training in the arms without privacy; `kl_warmup_rounds` holds for every arm.
+
+    Attributes:
+        optimiser: `sgd` or `adam`, fresh in every round.
+        learning_rate: Step size [parameter units].
+        momentum: Of `sgd`.
+        local_steps: Optimiser steps a round and site.
+        batch_patients: Patients in a step, expected.
+        kl_warmup_rounds: Global rounds over which the weight of the KL term grows from 0 to its full value.
+    """
+
+    model_config = STRICT
+    optimiser: Literal["sgd", "adam"] = "adam"
+    learning_rate: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    local_steps: Count = 10
+    batch_patients: Count = 16
+    kl_warmup_rounds: Annotated[int, Field(ge=0)] = 0
+
+
+class Privacy(BaseModel):
+    """Differential privacy of the arm `federated-dp`. Every value is public: none may be derived from a
+    site's data.
+
+    Attributes:
+        epsilon: Target of the whole run; the noise is calibrated to it. Either this or `noise_multiplier`.
+        noise_multiplier: Standard deviation of the noise, in clip norms.
+        delta: Probability with which epsilon may fail; below one over the number of patients.
+        sampling_probability: Chance of a patient to be part of a step (Poisson).
+        local_steps: Steps a round and site.
+        max_grad_norm: L2 norm to which a patient's gradient is clipped.
+        divisor: Divides the noisy sum: a public guess of the patients in a step, never a count.
+        site_divisors: Another divisor for some sites.
+        unit: Who is protected: a whole `patient`, or a single `record` (weaker, and labelled so).
+        max_records_per_patient: Most records of a patient in a step, drawn anew each time; 1 with `unit:
+            record`.
+        grad_engine: How per-patient gradients are computed; the result is the same.
+        optimiser: As in `training`, for this arm.
+        learning_rate: As in `training`, for this arm.
+        momentum: As in `training`, for this arm.
+    """
+
+    model_config = STRICT
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=0.1)] = 1e-5
+    sampling_probability: Annotated[float, Field(gt=0, le=1)] = 0.1
+    local_steps: Count = 10
+    max_grad_norm: Positive = 1.0
+    divisor: Positive | None = None
+    site_divisors: dict[Name, Positive] = {}
+    unit: Literal["patient", "record"] = "patient"
+    max_records_per_patient: Count = 8
+    grad_engine: Literal["vmap", "opacus"] = "vmap"
+    optimiser: Literal["sgd", "adam"] = "adam"
+    learning_rate: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def divisor_of(self, site: str) -> float:
+        """Return the divisor of a site.
+
+        Raises:
+            ValueError: there is none; a loaded configuration has one for every site it names.
+        """
+        found = self.site_divisors.get(site, self.divisor)
+        if found is None:
+            raise ValueError(f"privacy.divisor: none for {site}")
+        return found
+
+
+class SiteFaults(BaseModel):
+    """What goes wrong at one site, on purpose.
+
+    Attributes:
+        update: How its update is spoiled.
+        crash: It raises an exception instead of answering.
+        drop: It does not answer.
+        delay_s: It answers late [s].
+        bandwidth_mbit: It sends slowly [Mbit/s].
+        rounds: In which rounds, from 1.
+    """
+
+    model_config = STRICT
+    update: Literal["nan", "inf", "huge", "wrong-shape", "renamed", "stale", "corrupt"] | None = None
+    crash: bool = False
+    drop: bool = False
+    delay_s: Annotated[float, Field(ge=0)] = 0.0
+    bandwidth_mbit: Positive | None = None
+    rounds: Annotated[tuple[Count, ...], Field(min_length=1)] | Literal["all"] = "all"
+
+    def active(self, round_number: int) -> bool:
+        """Return whether the site is at fault in a round."""
+        return self.rounds == "all" or round_number in self.rounds
+
+    @property
+    def harmless(self) -> bool:
+        """Return whether nothing goes wrong at all."""
+        wrong = (self.update, self.crash, self.drop, self.delay_s, self.bandwidth_mbit)
+        return not any(wrong)
+
+
+class Faults(BaseModel):
+    """Faults to inject: a drop-out probability for every site and round, and faults of single sites by
+    name.
+    """
+
+    model_config = ConfigDict(**{**STRICT, "extra": "allow"})
+    __pydantic_extra__: dict[str, SiteFaults] = Field(init=False)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def sites(self) -> dict[str, SiteFaults]:
+        """Return the faults by site."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Report(BaseModel):
+    """What the report shows: resamples of the bootstrap intervals, and example images."""
+
+    model_config = STRICT
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    panels: Annotated[int, Field(ge=0, le=64)] = 4

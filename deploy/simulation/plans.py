@@ -1,0 +1,137 @@
+"""From an experiment to the plan of each arm: what is asked of the sites, with all public constants filled in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from client.contract import LearningPlan, Plan
+from deploy.config import Experiment
+from deploy.simulation.faults import FaultPlan, SiteFault
+from deploy.simulation.sites import POOLED
+from privacy.accounting import calibrate_noise
+from privacy.plan import PrivacyPlan
+from privacy.unsafe import NoPrivacy
+from server.federation import FederationPlan
+from server.rounds import Timing
+from server.settings import StrategySettings
+from vae.spec import ModelSpec
+
+ALL_RECORDS = 2**31 - 1
+
+
+def noise_multiplier(experiment: Experiment) -> float:
+    """Return the noise multiplier of the private arm: as given, or calibrated to its target epsilon.
+
+    Raises:
+        ValueError: the experiment has no privacy section.
+    """
+    privacy = experiment.privacy
+    if privacy is None:
+        raise ValueError("the experiment has no privacy section")
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    if privacy.epsilon is None:
+        raise ValueError("privacy: epsilon or noise_multiplier is needed")
+    return calibrate_noise(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        sampling_probability=privacy.sampling_probability,
+        steps=privacy.local_steps * experiment.federation.rounds,
+    )
+
+
+def privacy_plan(experiment: Experiment, site: str, sigma: float) -> PrivacyPlan:
+    """Return one round's privacy plan for a site.
+
+    Args:
+        experiment: With a privacy section.
+        site: Whose divisor to take.
+        sigma: Noise multiplier.
+    """
+    privacy = experiment.privacy
+    if privacy is None:
+        raise ValueError("the experiment has no privacy section")
+    return PrivacyPlan(
+        sampling_probability=privacy.sampling_probability,
+        steps=privacy.local_steps,
+        noise_multiplier=sigma,
+        max_grad_norm=privacy.max_grad_norm,
+        divisor=privacy.divisor_of(site),
+        delta=privacy.delta,
+        unit=privacy.unit,
+        max_records_per_patient=privacy.max_records_per_patient or ALL_RECORDS,
+        randomness="seeded",
+        grad_engine=privacy.grad_engine,
+    )
+
+
+def federation_plan(experiment: Experiment, spec: ModelSpec, *, private: bool) -> FederationPlan:
+    """Return the plan of the federated arm, with or without privacy; it knows the node of the pooled arm as well."""
+    sites = experiment.site_names
+    federation, training, privacy = experiment.federation, experiment.training, experiment.privacy
+    plans: dict[str, Plan] = dict.fromkeys(
+        (*sites, POOLED), NoPrivacy(steps=training.local_steps, batch_patients=training.batch_patients)
+    )
+    chosen = training if privacy is None or not private else privacy
+    if private:
+        sigma = noise_multiplier(experiment)
+        plans = {site: privacy_plan(experiment, site, sigma) for site in sites}
+    arm = "federated-dp" if private else "federated"
+    return FederationPlan(
+        run_id=f"{experiment.hash()[:16]}-{arm}",
+        config_hash=experiment.hash(),
+        site_weights={site: federation.weights.get(site, 1.0) for site in sites},
+        plans=plans,
+        model=spec,
+        sharing=federation.sharing,
+        rounds=federation.rounds,
+        learning=LearningPlan(
+            optimiser=chosen.optimiser,
+            learning_rate=chosen.learning_rate,
+            momentum=chosen.momentum,
+            proximal_mu=federation.proximal_mu or 0.0,
+        ),
+        kl_warmup_rounds=training.kl_warmup_rounds,
+        strategy=strategy_settings(experiment),
+        quorum=federation.sites_needed(len(sites)),
+        timing=Timing(deadline_s=federation.deadline_s),
+    )
+
+
+def isolated_plan(plan: FederationPlan) -> FederationPlan:
+    """Return the plan of the arms without a federation: the same rounds and steps, under a run of its own."""
+    return replace(
+        plan, run_id=plan.run_id.removesuffix("-federated") + "-isolated", learning=replace(plan.learning, proximal_mu=0.0)
+    )
+
+
+def fault_plan(experiment: Experiment) -> FaultPlan:
+    """Return what goes wrong on purpose."""
+    return FaultPlan(
+        sites={
+            site: SiteFault(
+                update=fault.update,
+                crash=fault.crash,
+                drop=fault.drop,
+                delay_s=fault.delay_s,
+                bandwidth_mbit=fault.bandwidth_mbit,
+                rounds=None if fault.rounds == "all" else frozenset(fault.rounds),
+            )
+            for site, fault in experiment.faults.sites.items()
+        },
+        dropout=experiment.faults.dropout,
+        seed=experiment.seed,
+    )
+
+
+def strategy_settings(experiment: Experiment) -> StrategySettings:
+    """Return how updates become a model."""
+    federation = experiment.federation
+    bound = {} if federation.max_update_norm is None else {"max_update_norm": federation.max_update_norm}
+    return StrategySettings(
+        name=federation.strategy,
+        learning_rate=federation.server_learning_rate,
+        trim=federation.trim,
+        num_byzantine=federation.num_byzantine,
+        **bound,
+    )

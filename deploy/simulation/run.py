@@ -1,0 +1,268 @@
+"""A whole simulated federation: data, arms, judgement, report. What `simulate.py` calls.
+
+Order: prepare data, train the arms through the engine, judge them on the same test patients, write the report. Every
+part is kept in the output folder, so that a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from client.contract import Weights
+from client.site import local_weights
+from deploy.config import Experiment
+from deploy.simulation import diary
+from deploy.simulation.engines import run_local, run_ray
+from deploy.simulation.faults import FaultyGrid
+from deploy.simulation.isolated import train_isolated
+from deploy.simulation.judge import MAX_ALONE_ARMS, OWN, Arm, LatentLog, latent_use
+from deploy.simulation.plans import fault_plan, federation_plan, isolated_plan
+from deploy.simulation.progress import Progress, RoundView
+from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare
+from privacy.claim import Claim
+from server.clock import Clock, VirtualClock, WallClock
+from server.federation import FederationPlan, federate
+from server.federation import Progress as Federated
+from server.report import document
+from server.report.document import LatentUse
+from server.rounds import enrol
+from vae.data.cohort import SiteData
+from vae.spec import ModelSpec
+
+
+LATENT_POINTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where and how a simulation runs.
+
+    Attributes:
+        experiment: What to run.
+        out: Output folder.
+        cache: Prepared data, shared between runs.
+        engine: `local` or `ray`.
+        workers: Processes of the local engine.
+        progress: Display.
+    """
+
+    experiment: Experiment
+    out: Path
+    cache: Path
+    engine: str
+    workers: int
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training left behind.
+
+    Attributes:
+        spec: The model.
+        sites: Every hospital's cohorts.
+        arms: Trained arms, in the order of the report.
+        federated: Arm name -> where its federation ended.
+        plans: Arm name -> its plan.
+        wall_s: Arm name -> wall time of its rounds run now [s].
+        rounds_now: Arm name -> rounds run now, not before a resume.
+        latents: Use of latents after some rounds of the arm that the report is about.
+    """
+
+    spec: ModelSpec
+    sites: Mapping[str, SiteData]
+    arms: tuple[Arm, ...]
+    federated: Mapping[str, Federated]
+    plans: Mapping[str, FederationPlan]
+    wall_s: Mapping[str, float]
+    rounds_now: Mapping[str, frozenset[int]]
+    latents: tuple[LatentUse, ...]
+
+
+def num_workers(experiment: Experiment) -> int:
+    """Return how many processes the local engine uses: as configured, or one a core but no more than sites."""
+    workers = experiment.engine.workers
+    return min(os.cpu_count() or 1, len(experiment.site_names)) if workers == "auto" else workers
+
+
+def forget(out: Path) -> None:
+    """Remove what an earlier run left in an output folder: only what a run writes, never the folder's other files."""
+    for name in ("checkpoints", "sites", "arms"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def train(setting: Setting) -> Trained:
+    """Prepare the data and train every arm that the experiment asks for.
+
+    Raises:
+        DataError: the data are not ready.
+        ServerError: enrolment or quorum failed, or checkpoints are another run's.
+        EngineError: the engine failed.
+    """
+    expect_unsafe_arms()
+    experiment = setting.experiment
+    setting.progress.note(f"data: {experiment.data.kind}, {len(experiment.site_names)} sites")
+    sites = prepare(experiment, setting.cache, workers=setting.workers, progress=_say_ready(setting))
+    first = next(iter(sites.values())).train
+    spec = experiment.model_spec(first.record_shape, len(first.covariate_names))
+    names = (*experiment.site_names, POOLED) if "centralised" in experiment.arms else experiment.site_names
+    virtual = VirtualSites(
+        experiment=experiment.model_dump_json(), sites=names, folder=setting.out / "sites", cache=setting.cache
+    )
+
+    def work(grid: Grid) -> Trained:
+        return _Training(setting, spec, sites, grid).run()
+
+    if setting.engine == "ray":
+        return run_ray(virtual, work)
+    return run_local(virtual, names, work, workers=setting.workers)
+
+
+class _Training:
+    """The arms of one experiment on one grid."""
+
+    def __init__(self, setting: Setting, spec: ModelSpec, sites: Mapping[str, SiteData], grid: Grid) -> None:
+        self._setting = setting
+        self._experiment = setting.experiment
+        self._spec = spec
+        self._sites = sites
+        self._grid = grid
+        self._clock: Clock = WallClock() if setting.engine == "ray" else VirtualClock()
+        self._wall: dict[str, float] = {}
+        self._plans: dict[str, FederationPlan] = {}
+        self._federated: dict[str, Federated] = {}
+        self._rounds_now: dict[str, set[int]] = {}
+        self._latents = LatentLog(setting.out / "arms" / "latents.jsonl")
+
+    def run(self) -> Trained:
+        """Train all arms."""
+        arms = [*self._isolated(), *self._federations()]
+        return Trained(
+            spec=self._spec,
+            sites=self._sites,
+            arms=tuple(arms),
+            federated=self._federated,
+            plans=self._plans,
+            wall_s=self._wall,
+            rounds_now={arm: frozenset(rounds) for arm, rounds in self._rounds_now.items()},
+            latents=self._latents.read(),
+        )
+
+    def _isolated(self) -> list[Arm]:
+        """Train each site alone, and all patients in one place."""
+        local = self._experiment.site_names if "local" in self._experiment.arms else ()
+        central = (POOLED,) if "centralised" in self._experiment.arms else ()
+        if not local and not central:
+            return []
+        plan = isolated_plan(federation_plan(self._experiment, self._spec, private=False))
+        nodes = enrol(self._grid, (*local, *central), self._clock, timeout_s=plan.timing.enrol_s)
+        weights = train_isolated(
+            self._grid,
+            nodes,
+            plan,
+            self._setting.out / "arms",
+            self._clock,
+            observe=lambda round_, status: self._show("each site alone, and pooled", plan, round_, status),
+        )
+        arms: list[Arm] = []
+        if local:
+            arms.append(Arm(name=OWN, weights={site: weights[site] for site in local}))
+            if len(local) <= MAX_ALONE_ARMS:
+                arms += [
+                    Arm(name=document.alone(site), weights=dict.fromkeys(local, weights[site])) for site in local
+                ]
+        if central:
+            arms.append(
+                Arm(name=document.CENTRALISED, weights=dict.fromkeys(self._experiment.site_names, weights[POOLED]))
+            )
+        return arms
+
+    def _federations(self) -> list[Arm]:
+        """Train the federated arms."""
+        return [
+            self._federation(arm, private=arm == document.FEDERATED_DP)
+            for arm in (document.FEDERATED, document.FEDERATED_DP)
+            if arm in self._experiment.arms
+        ]
+
+    def _federation(self, arm: str, *, private: bool) -> Arm:
+        """Train one federated arm, with the faults of the experiment."""
+        plan = federation_plan(self._experiment, self._spec, private=private)
+        grid = self._grid
+        faults = fault_plan(self._experiment)
+        if faults:
+            nodes = enrol(grid, plan.site_weights, self._clock, timeout_s=plan.timing.enrol_s)
+            grid = FaultyGrid(grid, faults, {node: site for site, node in nodes.items()}, self._clock)
+        self._rounds_now[arm] = set()
+        started = time.perf_counter()
+        ended = federate(
+            grid,
+            plan,
+            self._setting.out / "checkpoints" / arm,
+            self._clock,
+            observe=lambda progress: self._after_round(arm, plan, progress),
+        )
+        self._wall[arm] = time.perf_counter() - started
+        self._plans[arm], self._federated[arm] = plan, ended
+        return Arm(name=arm, weights=self._full_weights(plan, ended))
+
+    def _after_round(self, arm: str, plan: FederationPlan, progress: Federated) -> None:
+        """Note and display a round of a federated arm."""
+        self._rounds_now[arm].add(progress.round)
+        watched = arm == document.FEDERATED_DP or document.FEDERATED_DP not in self._experiment.arms
+        if watched and plan.sharing == "all" and progress.round % max(1, plan.rounds // LATENT_POINTS) == 0:
+            self._latents.write(latent_use(self._spec, progress.state.weights, self._sites, progress.round))
+        self._show(arm, plan, progress.round, progress.status, progress.state.claims)
+
+    def _full_weights(self, plan: FederationPlan, ended: Federated) -> dict[str, Weights]:
+        """Return each site's full weights: the shared ones, and its own where not all are shared."""
+        if plan.sharing == "all":
+            return dict.fromkeys(plan.site_weights, ended.state.weights)
+        folder = self._setting.out / "sites"
+        return {
+            site: {**local_weights(folder / site, plan.run_id, plan.model, plan.sharing, plan.rounds), **ended.state.weights}
+            for site in plan.site_weights
+        }
+
+    def _show(
+        self,
+        arm: str,
+        plan: FederationPlan,
+        round_: int,
+        status: Mapping[str, str],
+        claims: Mapping[str, str] | None = None,
+    ) -> None:
+        """Display a round."""
+        shown = list(status)[:20]
+        epsilon = {site: _quick_epsilon(text) for site, text in (claims or {}).items() if site in shown}
+        self._setting.progress.update(
+            RoundView(
+                arm=arm,
+                round=round_,
+                rounds=plan.rounds,
+                status=status,
+                loss=diary.latest_losses(self._setting.out / "sites", shown),
+                epsilon={site: value for site, value in epsilon.items() if value is not None},
+                target=self._experiment.privacy.epsilon if self._experiment.privacy else None,
+            )
+        )
+
+
+def _quick_epsilon(claim: str) -> float | None:
+    """Return a claim's epsilon by the fast accountant, for display; None without privacy."""
+    from privacy.accounting import RdpAccountant
+
+    made = Claim.from_json(claim)
+    return None if made.kind == "none" else RdpAccountant().epsilon(made.releases, made.delta)
+
+
+def _say_ready(setting: Setting) -> Callable[[str], None]:
+    """Return what tells that a site's data are there."""
+    return lambda site: setting.progress.note(f"data: {site} ready")

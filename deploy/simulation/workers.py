@@ -1,0 +1,157 @@
+"""Worker processes: each holds some sites for good, and answers their messages one after another.
+
+A site always goes to the same worker, so that data and models stay resident. At most `WINDOW` messages of a worker
+are under way or wait to be fetched, which bounds memory. A worker that dies is replaced; its messages get an error
+reply and the run goes on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from deploy.simulation.grid import execute, identify, make_contexts
+
+WINDOW = 2
+
+MakeApp = Callable[[], ClientApp]
+
+
+class Workers:
+    """An executor over `num_workers` processes.
+
+    Args:
+        make_app: Builds the ClientApp in the worker; it is sent there, so it must be a picklable value.
+        sites: Site -> node id.
+        num_workers: >= 1.
+        threads: Threads that PyTorch may use in each worker.
+    """
+
+    def __init__(
+        self, make_app: MakeApp, sites: Mapping[str, int], *, num_workers: int, threads: int = 1
+    ) -> None:
+        self._arguments = (make_app, dict(sites), threads)
+        self._workers = [_Worker(*self._arguments) for _ in range(min(num_workers, max(1, len(sites))))]
+        self._home = {node: i % len(self._workers) for i, node in enumerate(sites.values())}
+        self._of: dict[str, int] = {}
+
+    def submit(self, message: Message) -> None:
+        """Queue the message at its site's worker."""
+        home = self._home[message.metadata.dst_node_id]
+        self._of[message.metadata.message_id] = home
+        self._workers[home].queue.append(message)
+        self._workers[home].feed()
+
+    def result(self, message_id: str) -> Message | None:
+        """Wait for the reply to one message, keeping all workers busy meanwhile."""
+        home = self._of.pop(message_id, None)
+        if home is None:
+            return None
+        worker = self._workers[home]
+        while message_id not in worker.done:
+            worker.feed(at_least=1)
+            for other in self._workers:
+                other.drain(wait=other is worker)
+        reply = worker.done.pop(message_id)
+        worker.feed()
+        return reply
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            worker.close()
+
+
+class _Worker:
+    """One process, its pipe, and what it has been given."""
+
+    def __init__(self, make_app: MakeApp, sites: dict[str, int], threads: int) -> None:
+        self._arguments = (make_app, sites, threads)
+        self.queue: deque[Message] = deque()
+        self.done: dict[str, Message] = {}
+        self._under_way: deque[Message] = deque()
+        self._process, self._pipe = _start(*self._arguments)
+
+    def feed(self, at_least: int = 0) -> None:
+        """Send what fits into the window, and always so much that `at_least` messages are under way.
+
+        Replies that nobody fetches (yet) would otherwise hold up those behind them.
+        """
+        while self.queue and (
+            len(self._under_way) + len(self.done) < WINDOW or len(self._under_way) < at_least
+        ):
+            message = self.queue.popleft()
+            self._under_way.append(message)
+            try:
+                self._pipe.send_bytes(message_to_proto(message).SerializeToString())
+            except (BrokenPipeError, ConnectionResetError):
+                self._replace()
+
+    def drain(self, *, wait: bool) -> None:
+        """Take finished replies; with `wait`, give the worker a moment to finish one."""
+        try:
+            while self._under_way and self._pipe.poll(0.05 if wait else 0):
+                reply = message_from_proto(ProtoMessage.FromString(self._pipe.recv_bytes()))
+                self.done[self._under_way.popleft().metadata.message_id] = reply
+                wait = False
+        except (EOFError, ConnectionResetError):
+            self._replace()
+        self.feed()
+
+    def _replace(self) -> None:
+        """Answer for a dead worker and start another."""
+        for message in self._under_way:
+            error = Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process ended")
+            self.done[message.metadata.message_id] = Message(error, reply_to=message)
+        self._under_way.clear()
+        self.close()
+        self._process, self._pipe = _start(*self._arguments)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(timeout=2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _start(make_app: MakeApp, sites: dict[str, int], threads: int) -> tuple[SpawnProcess, Connection]:
+    """Start one worker process (spawned: a forked one inherits locks of threads that it does not have)."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, make_app, sites, threads), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _serve(pipe: Connection, make_app: MakeApp, sites: dict[str, int], threads: int) -> None:
+    """Answer messages until the other end closes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    identify(1)
+    app, contexts = make_app(), make_contexts(sites)
+    while True:
+        try:
+            message = message_from_proto(ProtoMessage.FromString(pipe.recv_bytes()))
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        pipe.send_bytes(message_to_proto(_answer(app, contexts, message)).SerializeToString())
+
+
+def _answer(app: ClientApp, contexts: Mapping[int, Context], message: Message) -> Message:
+    """Return the reply; its id must be set for Flower's serialisation."""
+    reply = execute(app, contexts, message)
+    reply.metadata.__dict__["_message_id"] = f"r-{message.metadata.message_id}"
+    return reply

@@ -1,0 +1,68 @@
+"""Errors of `privacy`.
+
+    PrivacyError
+    ├── PlanError               a plan, release or claim is invalid; names every problem at once
+    ├── IncompatibleModelError  a model cannot be trained privately; carries every reason and the way out
+    ├── AccountingError         the spent budget cannot be computed or read with confidence
+    └── RefusedError            a reservation is refused; carries a code from a closed set, never data
+
+Our own code called wrongly raises `ValueError` or `RuntimeError`, never one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+
+class PrivacyError(Exception):
+    """Base of every domain error of this package; the message names the thing, the rule and the way out."""
+
+
+class PlanError(PrivacyError):
+    """A plan, release or claim is invalid.
+
+    Attributes:
+        problems: One sentence for each problem found; never empty.
+    """
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{subject}: " + "; ".join(self.problems))
+
+
+class IncompatibleModelError(PrivacyError):
+    """A model cannot be trained with per-patient clipping.
+
+    Attributes:
+        reasons: One sentence for each reason, with the way out; never empty.
+    """
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("this model cannot be trained privately: " + "; ".join(self.reasons))
+
+
+class AccountingError(PrivacyError):
+    """The spent budget cannot be computed or read with confidence; nothing may be released until it can."""
+
+
+class RefusalCode(StrEnum):
+    """Why a reservation is refused: the only part of a refusal that may leave a site."""
+
+    KEY_REUSED = "key-reused"
+    NOT_RESERVED = "not-reserved"
+    ALREADY_COMMITTED = "already-committed"
+    STEPS_EXCEED_RESERVATION = "steps-exceed-reservation"
+
+
+class RefusedError(PrivacyError):
+    """A reservation or commit is refused.
+
+    Attributes:
+        code: Reason, from a closed set; safe to send.
+    """
+
+    def __init__(self, code: RefusalCode, explanation: str = "") -> None:
+        self.code = code
+        super().__init__(f"{code.value}: {explanation}" if explanation else code.value)

@@ -1,0 +1,51 @@
+"""Poisson sampling of patients, the only sampler with a proven amplification here.
+
+A shuffled loader accounted as Poisson under-reports epsilon 1.1 to 4.6 times. The sampler emits the very
+event that is accounted, so that nobody types a sampling probability twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy.accounting import Release
+from privacy.noise import KeyStream
+
+
+class PoissonSampler:
+    """Each patient is in each step with probability q, independently of everything else."""
+
+    def __init__(self, *, num_patients: int, sampling_probability: float, stream: KeyStream) -> None:
+        """Prepare a sampler.
+
+        Args:
+            num_patients: n >= 0, private.
+            sampling_probability: q in (0, 1], a public constant.
+            stream: Consumed n deviates a step.
+        """
+        if num_patients < 0:
+            raise ValueError(f"num_patients must be >= 0, got {num_patients}")
+        # Validates q by the same rule as what is accounted.
+        self._event = Release(sampling_probability=sampling_probability, noise_multiplier=1.0, steps=0)
+        self._num_patients = num_patients
+        self._stream = stream
+
+    def samples(self, steps: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield `steps` ascending arrays of patient indices; an array may be empty and is a step all the
+        same.
+        """
+        for _ in range(steps):
+            chosen = self._stream.uniform(self._num_patients) < self._event.sampling_probability
+            yield np.flatnonzero(chosen).astype(np.int64)
+
+    def release(self, noise_multiplier: float, steps: int) -> Release:
+        """Return the event of `steps` samples of this sampler under Gaussian noise of `noise_multiplier`."""
+        return Release(
+            sampling_probability=self._event.sampling_probability,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+            sampler="poisson",
+        )

@@ -1,0 +1,349 @@
+"""Local training of one round: the private loop, and the plain one for comparison.
+
+One frozen `PrivacyPlan` builds the sampler, the clip, the noise *and* the release; nothing else can set any
+of them. Order of one step = order in `train_private`: sample patients, sum clipped gradients, add noise,
+divide by the public divisor, round to the public grid, add the proximal term (a function of the weights
+alone), let the optimiser step.
+
+Guarantees:
+    - What the optimiser sees of the data is the noised sum alone, so weights and optimiser state are
+      post-processing.
+    - `plan.steps` steps for any data: empty samples and non-finite gradients are steps too.
+    - torch's global generator is neither used nor changed; with `SeededRandomness` results are equal in any
+      process.
+
+What it does not do: write down the cost. Call `Spending.reserve` before, `commit` after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from privacy.accounting import Release
+from privacy.clipping import Batch, Gradients, build_engine, patient_chunks
+from privacy.errors import PlanError
+from privacy.fields import choice_problem, number_problem
+from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
+from privacy.plan import PrivacyPlan
+from privacy.sampling import PoissonSampler
+from privacy.unsafe import NoPrivacy, warn_unsafe
+
+OnStep = Callable[[int, float], None]
+"""Called with the step (from 0) and the mean loss of the sampled patients: private, for the site's own
+log."""
+
+
+class Patients(Protocol):
+    """What training needs of a cohort."""
+
+    @property
+    def num_patients(self) -> int:
+        """Return n; private."""
+        ...
+
+    def batch(
+        self,
+        patients: npt.NDArray[np.int64],
+        *,
+        max_records: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Batch:
+        """Return the records of some patients, at most `max_records` random ones of each."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisedOptimiser:
+    """How noised gradients move the weights; its state starts afresh each round.
+
+    Attributes:
+        kind: `sgd` or `adam`.
+        learning_rate: > 0.
+        momentum: Of `sgd`, in [0, 1).
+        betas: Of `adam`, each in [0, 1).
+        epsilon: Of `adam`, > 0.
+    """
+
+    kind: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        below_one = {"momentum": self.momentum, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}
+        problems = [
+            *choice_problem("kind", self.kind, choices=("sgd", "adam")),
+            *number_problem(
+                "learning_rate", self.learning_rate, low=0, high=1e6, rule="a number in (0, 1e6]"
+            ),
+            *number_problem("epsilon", self.epsilon, low=0, high=1, rule="a number in (0, 1]"),
+            *(
+                f"{name} must be in [0, 1), got {value!r}"
+                for name, value in below_one.items()
+                if not 0 <= value < 1
+            ),
+        ]
+        if problems:
+            raise PlanError("optimiser", problems)
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Return a fresh optimiser of the module's trainable parameters."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self.kind == "sgd":
+            return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)
+        return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a round of training was.
+
+    Attributes:
+        release: What it costs; None without privacy.
+        steps_done: Steps; equal to the plan's.
+        num_nonfinite: Patient gradients (without privacy: steps) that were not finite and left out; private.
+    """
+
+    release: Release | None
+    steps_done: int
+    num_nonfinite: int = field(repr=False)
+
+
+def train_private(
+    module: nn.Module,
+    patients: Patients,
+    *,
+    plan: PrivacyPlan,
+    optimiser: NoisedOptimiser,
+    randomness: Randomness,
+    kl_weight: float,
+    latent_size: int,
+    proximal_mu: float = 0.0,
+    on_step: OnStep | None = None,
+    max_physical_records: int = 256,
+) -> Training:
+    """Train `module` in place with patient-level DP-SGD.
+
+    w <- optimiser(w, round((sum_p clip(g_p, C) + N(0, (sigma C)^2)) / divisor) + mu (w - w_base))
+
+    Args:
+        module: `forward(values, covariates, latent_noise, kl_weight)` returns [B]; passed
+            `compatible.check_model`.
+        patients: The cohort of the site.
+        plan: Sets sampling, clipping, noise and accounting.
+        optimiser: Sees noised gradients only.
+        randomness: A fresh object for each release; its kind has to be the plan's.
+        kl_weight: Weight of the KL term, >= 0.
+        latent_size: Z.
+        proximal_mu: FedProx weight, >= 0; the base is the weights at the call.
+        on_step: Local log; not called for an empty sample.
+        max_physical_records: Records computed at once, >= 1; bounds memory, not the batch.
+
+    Returns:
+        The release (`plan.release()`, emitted by the sampler that ran) and local facts.
+
+    Raises:
+        PlanError: the randomness is not of the plan's kind.
+
+    Guarantees:
+        See the module docstring (tests/unit/privacy/test_training.py, tests/statistical/test_noise.py).
+
+    References:
+        Abadi et al. 2016, arXiv:1607.00133, algorithm 1; Li et al. 2020 (FedProx), arXiv:1812.06127.
+    """
+    if randomness.kind != plan.randomness:
+        raise PlanError(
+            "privacy plan", [f"randomness is {plan.randomness!r}, but {randomness.kind!r} was given"]
+        )
+    engine = build_engine(plan.grad_engine, max_rows=max_physical_records)
+    sampler = PoissonSampler(
+        num_patients=patients.num_patients,
+        sampling_probability=plan.sampling_probability,
+        stream=randomness.stream("sampling"),
+    )
+    noise, record_rng, latent_rng = _streams(randomness)
+    descent = _Descent(module, optimiser, proximal_mu)
+    num_nonfinite = steps_done = 0
+    with _train_mode(module):
+        for step, chosen in enumerate(sampler.samples(plan.steps)):
+            batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
+            clipped = engine.clipped_sum(
+                module,
+                batch,
+                latent_noise=_latent_noise(latent_rng, batch, latent_size),
+                kl_weight=kl_weight,
+                max_grad_norm=plan.max_grad_norm,
+            )
+            descent.step(noised_mean(clipped.sum, plan, noise))
+            num_nonfinite += clipped.num_nonfinite
+            steps_done += 1
+            counted = len(chosen) - clipped.num_nonfinite
+            if on_step is not None and counted > 0:
+                on_step(step, clipped.loss_sum / counted)
+    return Training(
+        release=sampler.release(plan.noise_multiplier, steps_done),
+        steps_done=steps_done,
+        num_nonfinite=num_nonfinite,
+    )
+
+
+def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream) -> Gradients:
+    """Return (sum + N(0, (sigma C)^2)) / divisor on the plan's grid: the only view of the data that may be
+    used.
+
+    Args:
+        clipped: Sum of clipped gradients of each parameter.
+        plan: Sets sigma, C, divisor and hence the grid.
+        noise: One deviate a coordinate is taken, in the order of `clipped`.
+
+    Returns:
+        Float64 tensors of the same names, shapes and devices.
+    """
+    spacing = grid_spacing(
+        noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.max_grad_norm, divisor=plan.divisor
+    )
+    scale = plan.noise_multiplier * plan.max_grad_norm
+    flat = torch.cat(
+        [tensor.detach().flatten().to("cpu", torch.float64) for tensor in clipped.values()]
+    ).numpy()
+    released = torch.from_numpy(
+        round_to_grid((flat + scale * noise.normal(flat.size)) / plan.divisor, spacing)
+    )
+    parts = torch.split(released, [tensor.numel() for tensor in clipped.values()])
+    return {
+        name: part.reshape(tensor.shape).to(tensor.device)
+        for (name, tensor), part in zip(clipped.items(), parts, strict=True)
+    }
+
+
+def train_unsafe(
+    module: nn.Module,
+    patients: Patients,
+    *,
+    plan: NoPrivacy,
+    optimiser: NoisedOptimiser,
+    randomness: Randomness,
+    kl_weight: float,
+    latent_size: int,
+    proximal_mu: float = 0.0,
+    on_step: OnStep | None = None,
+    max_physical_records: int = 256,
+) -> Training:
+    """Train `module` in place without privacy: shuffled epochs over patients, mean over patients of mean
+    losses.
+
+    Same estimand, arguments and streams as `train_private`, so that the difference between the two arms is
+    privacy. A step whose loss or gradient is not finite is counted and left out. Warns with `UnsafeWarning`.
+    """
+    warn_unsafe()
+    order_rng = randomness.stream("sampling").generator()
+    _, _, latent_rng = _streams(randomness)
+    descent = _Descent(module, optimiser, proximal_mu)
+    num_nonfinite = 0
+    batches = _shuffled(patients.num_patients, plan.batch_patients, order_rng)
+    with _train_mode(module):
+        for step in range(plan.steps):
+            batch = patients.batch(next(batches))
+            noise = _latent_noise(latent_rng, batch, latent_size)
+            gradients, loss = _mean_gradient(module, batch, noise, kl_weight, max_physical_records)
+            if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
+                descent.step(gradients)
+            else:
+                num_nonfinite += 1
+            if on_step is not None:
+                on_step(step, loss)
+    return Training(release=None, steps_done=plan.steps, num_nonfinite=num_nonfinite)
+
+
+class _Descent:
+    """Moves the weights by gradients it is given; adds the proximal term, which is a function of the weights
+    alone.
+    """
+
+    def __init__(self, module: nn.Module, optimiser: NoisedOptimiser, proximal_mu: float) -> None:
+        if not 0.0 <= proximal_mu < math.inf:
+            raise ValueError(f"proximal_mu must be finite and >= 0, got {proximal_mu}")
+        self._parameters = {
+            name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad
+        }
+        self._optimiser = optimiser.build(module)
+        self._base = (
+            [tensor.detach().clone() for tensor in self._parameters.values()] if proximal_mu > 0 else None
+        )
+        self._mu = proximal_mu
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """Let the optimiser step once."""
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradients[name].to(parameter)
+        if self._base is not None:
+            for parameter, base in zip(self._parameters.values(), self._base, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - base, alpha=self._mu)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _train_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in train mode for the time of the block."""
+    before = [(part, part.training) for part in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def _streams(randomness: Randomness) -> tuple[KeyStream, np.random.Generator, np.random.Generator]:
+    """Return the streams of noise, of record subsets and of latent noise."""
+    return (
+        randomness.stream("noise"),
+        randomness.stream("records").generator(),
+        randomness.stream("latent").generator(),
+    )
+
+
+def _latent_noise(rng: np.random.Generator, batch: Batch, latent_size: int) -> Tensor:
+    """Return [B, Z] standard normal deviates."""
+    return torch.from_numpy(rng.standard_normal((batch.values.shape[0], latent_size), dtype=np.float32))
+
+
+def _shuffled(num_patients: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield batches of patients, epoch after epoch; the last of an epoch may be short."""
+    if num_patients < 1:
+        raise ValueError("training without privacy needs at least one patient")
+    while True:
+        order = rng.permutation(num_patients).astype(np.int64)
+        for start in range(0, num_patients, size):
+            yield order[start : start + size]
+
+
+def _mean_gradient(
+    module: nn.Module, batch: Batch, latent_noise: Tensor, kl_weight: float, max_rows: int
+) -> tuple[Gradients, float]:
+    """Return gradient and value of the mean over patients of their mean losses."""
+    trainable = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+    total = 0.0
+    for tensor in trainable.values():
+        tensor.grad = None
+    for rows in patient_chunks(batch, latent_noise, max_rows, like=next(iter(trainable.values()))):
+        losses = rows.weight * module(rows.values, rows.covariates, rows.noise, kl_weight)
+        loss = losses.sum() / batch.num_patients
+        loss.backward()
+        total += float(loss.detach())
+    return {
+        name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        for name, tensor in trainable.items()
+    }, total

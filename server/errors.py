@@ -1,0 +1,54 @@
+"""Errors of `server`.
+
+    ServerError
+    ├── EnrolmentError     sites did not turn up before the first round
+    ├── StrategyError      settings of a strategy are invalid, or would do nothing
+    ├── AggregationError   the rule cannot be applied to these updates; the round is not applied
+    ├── QuorumLostError    too few updates were admitted; the round is not applied
+    ├── CheckpointError    a checkpoint cannot be written, read or resumed from
+    └── RejectedError      one reply is refused (`server.admission`); the round goes on without it
+
+Our own code called wrongly raises `ValueError` or `RuntimeError`, never one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ServerError(Exception):
+    """Base of every domain error of this package; the message names the thing, the rule and the way out."""
+
+
+class EnrolmentError(ServerError):
+    """Sites did not turn up before the first round; the message names them."""
+
+
+class StrategyError(ServerError):
+    """Settings of a strategy are invalid, or would do nothing."""
+
+
+class AggregationError(ServerError):
+    """The rule cannot be applied to these updates; the global model stays as it was."""
+
+
+class QuorumLostError(ServerError):
+    """Too few updates were admitted; the global model stays as it was.
+
+    Attributes:
+        round: The global round.
+        admitted: Sites whose update was admitted, sorted.
+        quorum: How many were needed.
+    """
+
+    def __init__(self, *, round: int, admitted: Sequence[str], quorum: int) -> None:  # noqa: A002 - the term
+        self.round, self.admitted, self.quorum = round, tuple(admitted), quorum
+        names = ", ".join(self.admitted) or "none"
+        super().__init__(
+            f"round {round}: {len(self.admitted)} updates admitted ({names}), quorum is {quorum}; "
+            "see the rejections, bring the sites back and resume, or lower the quorum"
+        )
+
+
+class CheckpointError(ServerError):
+    """A checkpoint cannot be written, read or resumed from."""

@@ -1,0 +1,181 @@
+"""A federation from its first round to its last: what `server.app` runs in a deployment and a simulation alike.
+
+Order: enrol, resume or begin, then for each round: ask, admit, aggregate, save. Killed at any moment and run again it
+goes on after the last saved round; in a seeded run the final weights are the same as without the kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from client.contract import LearningPlan, Plan, TrainRequest, Weights, initial_seed
+from server.admission import Admission
+from server.checkpoint import Checkpoint, latest, save
+from server.clock import Clock
+from server.rounds import Collector, Timing, enrol
+from server.settings import StrategySettings
+from server.strategy import FederatedStrategy, StrategyState
+from vae.objectives import kl_warmup
+from vae.spec import ModelSpec, Sharing
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationPlan:
+    """Everything a federation is, all of it public.
+
+    Attributes:
+        run_id: Names the run; the same id goes on where it stopped.
+        config_hash: What must not change between the parts of a run.
+        site_weights: Site -> public constant agreed at enrolment; its keys are the enrolled sites.
+        plans: Site -> privacy of its updates.
+        model: What is trained.
+        sharing: Which parameters travel.
+        rounds: Global rounds.
+        learning: Local training; `kl_weight` is replaced by the warm-up of each round.
+        kl_warmup_rounds: Global rounds until the KL term has its full weight, 0 for none.
+        strategy: How updates become a model.
+        quorum: Fewest admitted updates for a round.
+        timing: Deadlines.
+    """
+
+    run_id: str
+    config_hash: str
+    site_weights: Mapping[str, float]
+    plans: Mapping[str, Plan]
+    model: ModelSpec
+    sharing: Sharing
+    rounds: int
+    learning: LearningPlan
+    kl_warmup_rounds: int
+    strategy: StrategySettings
+    quorum: int
+    timing: Timing = field(default_factory=Timing)
+
+    def request(self, site: str, round_: int, base_hash: str) -> TrainRequest:
+        """Return what is asked of a site in a round."""
+        kl_weight = kl_warmup(round_, self.kl_warmup_rounds, self.model.beta)
+        learning = LearningPlan(
+            optimiser=self.learning.optimiser,
+            learning_rate=self.learning.learning_rate,
+            momentum=self.learning.momentum,
+            kl_weight=kl_weight,
+            proximal_mu=self.learning.proximal_mu,
+        )
+        return TrainRequest(
+            run_id=self.run_id,
+            round=round_,
+            base_hash=base_hash,
+            model=self.model,
+            sharing=self.sharing,
+            plan=self.plans[site],
+            learning=learning,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a federation stands after a round.
+
+    Attributes:
+        round: Global round that ended, from 1; 0 before the first.
+        state: Weights, rejections, claims and participation so far.
+    """
+
+    round: int
+    state: StrategyState
+
+    @property
+    def status(self) -> Mapping[str, str]:
+        """Return site -> `admitted`, or why not, in this round."""
+        return self.state.participation[-1] if self.state.participation else {}
+
+
+def initial_weights(model: ModelSpec, sharing: Sharing, run_id: str) -> Weights:
+    """Return the shared weights that a run starts from: public, the same at the server and at every site."""
+    from vae.models import build
+    from vae.weights import to_numpy
+
+    built = build(model, seed=initial_seed(run_id))
+    return to_numpy(built, sorted(built.shared_names(sharing)))
+
+
+def federate(
+    grid: Grid,
+    plan: FederationPlan,
+    folder: Path,
+    clock: Clock,
+    *,
+    observe: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Run a federation, or the rest of it, and return where it ended.
+
+    Args:
+        grid: Flower's grid.
+        plan: The federation.
+        folder: Where checkpoints lie; an earlier one of the same run is resumed.
+        clock: What deadlines are measured with.
+        observe: Called after each round.
+
+    Raises:
+        EnrolmentError: a site did not answer.
+        QuorumLostError: too few admitted updates in a round; the rounds before it are saved.
+        CheckpointError: the folder holds another run's checkpoints.
+    """
+    nodes = enrol(grid, plan.site_weights, clock, timeout_s=plan.timing.enrol_s)
+    strategy = FederatedStrategy(
+        name=plan.strategy.name,
+        aggregator=plan.strategy.make_aggregator(folder),
+        optimiser=plan.strategy.make_optimiser(),
+        admission=Admission(max_update_norm=plan.strategy.max_update_norm),
+        enrolled=nodes,
+        site_weights=plan.site_weights,
+        quorum=plan.quorum,
+        weights=initial_weights(plan.model, plan.sharing, plan.run_id),
+        request_for=plan.request,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = _resume(strategy, latest(folder, config_hash=plan.config_hash))
+    collector = Collector(grid, clock, plan.timing.deadline_s)
+    sites = {node: site for site, node in nodes.items()}
+    for round_ in range(progress.round + 1, plan.rounds + 1):
+        messages = strategy.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
+        strategy.aggregate_train(round_, collector.collect(messages, sites))
+        progress = Progress(round=round_, state=strategy.state())
+        save(folder, _checkpoint(plan, progress))
+        if observe is not None:
+            observe(progress)
+    return progress
+
+
+def _resume(strategy: FederatedStrategy, before: Checkpoint | None) -> Progress:
+    """Put the strategy where the last checkpoint left it."""
+    if before is not None:
+        state = StrategyState(
+            weights=before.weights,
+            optimiser=before.optimiser,
+            rejections=before.rejections,
+            claims=before.claims,
+            participation=before.participation,
+        )
+        strategy.restore(state)
+    return Progress(round=before.round if before else 0, state=strategy.state())
+
+
+def _checkpoint(plan: FederationPlan, progress: Progress) -> Checkpoint:
+    """Return what must be kept of a round."""
+    state = progress.state
+    return Checkpoint(
+        round=progress.round,
+        run_id=plan.run_id,
+        config_hash=plan.config_hash,
+        weights=state.weights,
+        optimiser=state.optimiser,
+        rejections=state.rejections,
+        claims=state.claims,
+        participation=state.participation,
+    )

@@ -1,0 +1,71 @@
+"""The report of a federated run: `write(report, folder)` makes `report.html` and `report.json`.
+
+    document   what a report holds (frozen values, filled by whoever ran it)
+    verdict    the numbers in plain words, never more than they show
+    figures    plots; panels: scans; tables: tables and the terminal's summary
+    export     strict JSON and its schema
+    page       the self-contained page
+
+matplotlib, jinja2 and Pillow are imported only when something is drawn.
+"""
+
+from server.report.document import (
+    ALONE,
+    CENTRALISED,
+    FEDERATED,
+    FEDERATED_DP,
+    MEAN,
+    Attendance,
+    DifferenceRow,
+    LatentUse,
+    MetricFacts,
+    ModelFacts,
+    Panels,
+    PlanFacts,
+    PrivacyFacts,
+    RejectedRow,
+    Report,
+    ResultRow,
+    RoundEpsilon,
+    SiteCurve,
+    SitePrivacy,
+    Timings,
+    alone,
+)
+from server.report.export import SCHEMA, to_document, to_json
+from server.report.page import render, write
+from server.report.tables import summary_text
+from server.report.verdict import banner, cautions, verdict
+
+__all__ = [
+    "ALONE",
+    "CENTRALISED",
+    "FEDERATED",
+    "FEDERATED_DP",
+    "MEAN",
+    "SCHEMA",
+    "Attendance",
+    "DifferenceRow",
+    "LatentUse",
+    "MetricFacts",
+    "ModelFacts",
+    "Panels",
+    "PlanFacts",
+    "PrivacyFacts",
+    "RejectedRow",
+    "Report",
+    "ResultRow",
+    "RoundEpsilon",
+    "SiteCurve",
+    "SitePrivacy",
+    "Timings",
+    "alone",
+    "banner",
+    "cautions",
+    "render",
+    "summary_text",
+    "to_document",
+    "to_json",
+    "verdict",
+    "write",
+]

@@ -1,0 +1,164 @@
+"""`report.html` and `report.json`: one self-contained page and its numbers, written atomically.
+
+Guarantees (tests/unit/server/test_report_page.py, tests/docs/test_report_renders.py):
+    The page fetches nothing and runs nothing: no script, no external address, and a content security policy
+    that forbids both even if something slipped in. Figures are SVG inside `<img>`, which browsers never let
+    run or fetch.
+    Every text from outside is escaped; a site named `<script>` is shown as that.
+    Either file is whole or absent after a crash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.report import figures, tables
+from server.report.document import STATUSES, Report
+from server.report.export import to_json
+from server.report.measures import columns, count, measure, number, shown
+from server.report.panels import gallery
+from server.report.verdict import banner, cautions, claim_of, findings
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure of the page: a data URI, and what it shows for those who cannot see it."""
+
+    uri: str
+    alt: str
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write `report.html` and `report.json` into `folder` and return the path of the page.
+
+    Both texts are made before either file is touched.
+
+    Raises:
+        ValueError: the report holds something that cannot be written as JSON.
+        OSError: the folder cannot be written.
+    """
+    texts = {"report.json": to_json(report), "report.html": render(report)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        _write_atomically(folder / name, text)
+    return folder / "report.html"
+
+
+def render(report: Report) -> str:
+    """Return the page. The same report gives the same bytes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        # Ours, from this folder, and pinned by its hash in the policy: the one text that is not escaped.
+        style=Markup(style),  # noqa: S704 - not from outside
+        policy=policy,
+        number=number,
+        count=count,
+        shown=shown,
+        **_view(report),
+    )
+
+
+def _view(report: Report) -> dict[str, Any]:
+    """Return what the template shows, computed."""
+    pairs = columns(report)
+    privacy = report.privacy
+    return {
+        "banner": banner(report),
+        "claim": claim_of(report),
+        "findings": findings(report),
+        "cautions": cautions(report),
+        "key": _plot(figures.forest(report, only=pairs[0]), _forest_alt(report, pairs[:1]))
+        if pairs
+        else None,
+        "forest": _plot(figures.forest(report), _forest_alt(report, pairs)) if pairs else None,
+        "epsilon": _plot(
+            figures.epsilon(report), "epsilon by round and by site; the table below has the numbers"
+        )
+        if privacy and privacy.per_site
+        else None,
+        "losses": _losses(report),
+        "latents": _plot(
+            figures.latents(report), "KL of each latent dimension and number of active units by round"
+        )
+        if report.latents
+        else None,
+        "gallery": gallery(report),
+        "heads": tables.heads(report),
+        "arms": tables.arm_rows(report),
+        "compared": tables.comparisons(report),
+        "blocks": tables.attendance(report),
+        "legend": [(status, tables.MARKS[status], tables.MEANINGS[status]) for status in STATUSES],
+        "fates": tables.fates(report),
+        "glance": tables.glance(report),
+        "left_out": len(report.sites) - len(figures.drawn_sites(report)),
+        "faults": json.dumps(dict(report.faults), indent=2, ensure_ascii=False, default=str)
+        if report.faults
+        else "",
+    }
+
+
+def _losses(report: Report) -> tuple[Plot, ...]:
+    """Return the loss figures, if any."""
+    if not report.curves:
+        return ()
+    words = ("reconstruction loss", "KL divergence")
+    return tuple(
+        _plot(svg, f"{word} of each site by round")
+        for svg, word in zip(figures.losses(report), words, strict=True)
+    )
+
+
+def _forest_alt(report: Report, pairs: tuple[tuple[str, str], ...]) -> str:
+    """Return what a dot-and-interval figure shows."""
+    names = ", ".join(measure(report, metric).label for _, metric in pairs)
+    return f"{names} of every arm as a dot with its 95 % interval; the table has the numbers"
+
+
+def _plot(svg: str, alt: str) -> Plot:
+    """Return an SVG text as a figure of the page."""
+    return Plot(uri="data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt=alt)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, flush to disk, then rename over it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,45 @@
+"""Files that are either wholly there or not there, readable by their owner alone.
+
+Guarantees: a reader sees the old content or the new, never a part; after return the content survives a
+power failure; mode 0600, folders 0700 (prepared scans are patient data).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; rename it to `target` at the end, remove it on failure."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)  # mkstemp gives mode 0600
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write `content` to `target`: complete or not at all, mode 0600."""
+    with atomic_path(target) as partial:
+        partial.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,7 @@ from deploy.config import load_experiment
 from deploy.errors import ConfigError, DeployError, ExitCode
 
 if TYPE_CHECKING:
+    from deploy.simulation.progress import Progress
     from deploy.simulation.run import Setting
 
 DEFAULT_CONFIG = Path(__file__).parent / "deploy" / "configs" / "simulate" / "default.yaml"
@@ -51,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.config, options.set)
     from deploy.simulation.assemble import assemble, subject
     from deploy.simulation.run import Setting, forget, num_workers, train
-    from server.report.page import summary_text, write
+    from server.report import summary_text, write
     from vae.weights import save
 
     out: Path = options.out or Path("runs") / f"{experiment.name}-{experiment.hash()[:8]}"
@@ -111,7 +112,8 @@ def _say(error: Exception, code: ExitCode) -> ExitCode:
     return code
 
 
-def _progress(options: argparse.Namespace):  # noqa: ANN202
+def _progress(options: argparse.Namespace) -> Progress:
+    """Return the display that fits the terminal."""
     from deploy.simulation.progress import choose
 
     return choose(as_json=options.json, stream=sys.stderr)
@@ -127,13 +129,21 @@ def _default_cache() -> Path:
 def _parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="simulate.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="experiment (YAML); default: %(default)s")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one field, such as federation.rounds=5"
+        "--config", type=Path, default=DEFAULT_CONFIG, help="experiment (YAML); default: %(default)s"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one field, such as federation.rounds=5",
     )
     parser.add_argument("--out", type=Path, help="output folder; default: runs/NAME-HASH")
     parser.add_argument("--cache", type=Path, help="prepared data; default: this user's cache folder")
-    parser.add_argument("--engine", choices=("local", "ray"), help="what runs the sites; default: as configured")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), help="what runs the sites; default: as configured"
+    )
     parser.add_argument("--fresh", action="store_true", help="begin again instead of going on")
     parser.add_argument("--json", action="store_true", help="print report.json instead of a summary")
     return parser

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.contract import Failure, FailureCode, decode_request, encode_description, encode_failure, encode_update
+from client.contract import (
+    Failure,
+    FailureCode,
+    decode_request,
+    encode_description,
+    encode_failure,
+    encode_update,
+)
 from client.errors import SiteError
 from client.failure import code_of
 

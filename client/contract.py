@@ -11,7 +11,6 @@ with a `FailureCode` alone.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -35,6 +34,9 @@ PROTOCOL_VERSION = 1
 Weights = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Plan = PrivacyPlan | NoPrivacy
 
+_REQUEST_FIELDS = (
+    "version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning", "initial_seed",
+)  # fmt: skip
 _WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
 
 
@@ -103,6 +105,7 @@ class TrainRequest:
         sharing: Which parameters travel.
         plan: What privacy the update will have; the site may only tighten it.
         learning: Optimiser and its constants.
+        initial_seed: Public seed of the run's initial weights: parameters that do not travel start from it.
     """
 
     run_id: str
@@ -112,6 +115,7 @@ class TrainRequest:
     sharing: Sharing
     plan: Plan
     learning: LearningPlan
+    initial_seed: int = 0
     version: int = PROTOCOL_VERSION
 
     @property
@@ -160,11 +164,6 @@ class Description:
     version: int = PROTOCOL_VERSION
 
 
-def initial_seed(run_id: str) -> int:
-    """Return the public seed of a run's initial weights: server and sites start from the same ones."""
-    return int.from_bytes(hashlib.sha256(f"initial weights/{run_id}".encode()).digest()[:6], "big")
-
-
 def encode_request(request: TrainRequest, weights: Mapping[str, Any]) -> RecordDict:
     """Return the message content of a request with the base weights."""
     body = {
@@ -176,6 +175,7 @@ def encode_request(request: TrainRequest, weights: Mapping[str, Any]) -> RecordD
         "sharing": request.sharing,
         "plan": request.plan.to_dict(),
         "learning": dataclasses.asdict(request.learning),
+        "initial_seed": request.initial_seed,
     }
     return RecordDict({_WEIGHTS: encode_weights(weights), _REQUEST: ConfigRecord({"json": json.dumps(body)})})
 
@@ -186,9 +186,11 @@ def decode_request(content: RecordDict) -> tuple[TrainRequest, Weights]:
     Raises:
         ContractError: a record or field is missing, unknown, of the wrong type or out of range.
     """
-    body = _body(content, _REQUEST, ("version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning"))
+    body = _body(content, _REQUEST, _REQUEST_FIELDS)
     if body["version"] != PROTOCOL_VERSION:
-        raise ContractError(f"version: this end speaks {PROTOCOL_VERSION}; install the same release at both ends")
+        raise ContractError(
+            f"version: this end speaks {PROTOCOL_VERSION}; install the same release at both ends"
+        )
     if body["sharing"] not in ("all", "decoder", "encoder", "norm-local"):
         raise ContractError("sharing: not one of all, decoder, encoder, norm-local")
     try:
@@ -200,6 +202,7 @@ def decode_request(content: RecordDict) -> tuple[TrainRequest, Weights]:
             sharing=body["sharing"],
             plan=plan_from_dict(body["plan"]),
             learning=LearningPlan(**body["learning"]),
+            initial_seed=_count(body, "initial_seed"),
         )
     except (TypeError, ValueError, ModelSpecError, PrivacyError) as error:
         raise ContractError(f"request: {error}") from error
@@ -218,7 +221,9 @@ def encode_update(update: Update) -> RecordDict:
         "update_hash": update.update_hash,
         "claim": update.claim.to_json(),
     }
-    return RecordDict({_WEIGHTS: encode_weights(update.delta), _REPLY: ConfigRecord({"json": json.dumps(body)})})
+    return RecordDict(
+        {_WEIGHTS: encode_weights(update.delta), _REPLY: ConfigRecord({"json": json.dumps(body)})}
+    )
 
 
 def encode_failure(failure: Failure) -> RecordDict:
@@ -275,7 +280,10 @@ def model_from_dict(fields: Any) -> ModelSpec:  # noqa: ANN401 - whatever JSON h
     expected = {field.name for field in dataclasses.fields(ModelSpec)}
     if not isinstance(fields, dict) or set(fields) != expected:
         raise ContractError("model: exactly the fields of ModelSpec are needed")
-    return ModelSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return ModelSpec(**values)
 
 
 def encode_weights(weights: Mapping[str, Any]) -> ArrayRecord:
@@ -283,7 +291,7 @@ def encode_weights(weights: Mapping[str, Any]) -> ArrayRecord:
     record = ArrayRecord()
     for name, value in weights.items():
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(value), allow_pickle=False)
+        np.save(buffer, np.asarray(value, order="C"), allow_pickle=False)
         record[name] = Array(str(value.dtype), tuple(value.shape), "numpy.ndarray", buffer.getvalue())
     return record
 
@@ -301,7 +309,7 @@ def decode_weights(content: RecordDict) -> Weights:
     for name, array in records[_WEIGHTS].items():
         try:
             value = array.numpy()
-        except Exception as error:  # noqa: BLE001 - whatever a hostile array raises, it is not an array
+        except Exception as error:
             raise ContractError("weights: an array cannot be read") from error
         if value.dtype != np.float32:
             raise ContractError("weights: every array must be float32")

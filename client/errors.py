@@ -1,7 +1,7 @@
 """Errors of `client`.
 
-    SiteError                  a request that a site did not fulfil
-    └── (carries a `FailureCode`: all that leaves the site; the message stays)
+SiteError                  a request that a site did not fulfil
+└── (carries a `FailureCode`: all that leaves the site; the message stays)
 """
 
 from __future__ import annotations

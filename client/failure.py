@@ -28,6 +28,8 @@ def code_of(error: BaseException) -> FailureCode:
     """
     if isinstance(error, SiteError):
         return error.code
-    if type(error).__name__ == "OutOfMemoryError":  # torch's own, not a MemoryError; torch need not be imported here
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's own, not a MemoryError; torch need not be imported here
         return FailureCode.OUT_OF_MEMORY
     return next((code for kind, code in _CODES if isinstance(error, kind)), FailureCode.INTERNAL)

@@ -20,7 +20,7 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from client.contract import Description, FailureCode, Plan, TrainRequest, Update, Weights, initial_seed
+from client.contract import Description, FailureCode, Plan, TrainRequest, Update, Weights
 from client.errors import SiteError
 from client.train import Round, local_losses, train_round
 from privacy.accounting import Release
@@ -31,7 +31,7 @@ from privacy.plan import PrivacyPlan
 from vae.data.cohort import Batch, Cohort, SiteData
 from vae.models import build, signature_of
 from vae.models.protocol import Vae
-from vae.spec import ModelSpec, Sharing
+from vae.spec import ModelSpec
 from vae.weights import Signature, hash_weights, load, save, signature, to_numpy
 
 
@@ -108,13 +108,17 @@ class Site:
             DataError: the data are not ready.
         """
         if hash_weights(weights) != request.base_hash:
-            raise SiteError(FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of base_hash")
+            raise SiteError(
+                FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of base_hash"
+            )
         plan = self._decide(request)
         model = self._model(request, plan)
         shared = cast(Vae, model).shared_names(request.sharing)
         expected = tuple(entry for entry in signature_of(request.model) if entry[0] in shared)
         if signature(weights) != expected:
-            raise SiteError(FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of the model")
+            raise SiteError(
+                FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of the model"
+            )
         if stored := self._stored(request, expected):
             return stored
         spending = self._spending(request.run_id)
@@ -145,13 +149,17 @@ class Site:
         """Return the model of a request, built and checked once."""
         key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}"
         if key not in self._models:
-            model = build(request.model, seed=initial_seed(request.run_id))
+            model = build(request.model, seed=request.initial_seed)
             if isinstance(plan, PrivacyPlan):
-                check_model(model, dummy_batch(request.model), request.model.latent_size, engine=plan.grad_engine)
+                check_model(
+                    model, dummy_batch(request.model), request.model.latent_size, engine=plan.grad_engine
+                )
             self._models[key] = model
         return self._models[key]
 
-    def _update(self, request: TrainRequest, plan: Plan, result: Round, history: tuple[Release, ...]) -> Update:
+    def _update(
+        self, request: TrainRequest, plan: Plan, result: Round, history: tuple[Release, ...]
+    ) -> Update:
         """Return the update with this site's claim."""
         kind: ClaimKind = "none"
         if isinstance(plan, PrivacyPlan):
@@ -201,7 +209,7 @@ class Site:
 
     def _local(self, request: TrainRequest) -> Weights:
         """Return this site's own parameters as the round before left them."""
-        return local_weights(self._folder, request.run_id, request.model, request.sharing, request.round - 1)
+        return local_weights(self._folder, request, request.round - 1)
 
     def _keep_local(self, request: TrainRequest, result: Round) -> None:
         """Keep this round's own parameters; those of earlier rounds stay, since a round may be asked for again."""
@@ -229,24 +237,22 @@ class Site:
             file.write(json.dumps(line) + "\n")
 
 
-def local_weights(folder: Path, run_id: str, model: ModelSpec, sharing: Sharing, round_: int) -> Weights:
+def local_weights(folder: Path, request: TrainRequest, round_: int) -> Weights:
     """Return a site's own parameters as they were after a round, or their public initial values.
 
     Args:
         folder: The site's folder.
-        run_id: The run.
-        model: Its model.
-        sharing: Which parameters travel; the others are the site's own.
+        request: Any request of the run.
         round_: The last round to look at; a site that missed it has those of the round before, and so on.
 
     Raises:
         WeightsError: the stored file is not what was stored.
     """
-    built = build(model, seed=initial_seed(run_id))
-    shared = built.shared_names(sharing)
+    built = build(request.model, seed=request.initial_seed)
+    shared = built.shared_names(request.sharing)
     fresh = to_numpy(built, sorted(name for name, _ in built.named_parameters() if name not in shared))
     for earlier in range(round_, 0, -1) if fresh else ():
-        path = _local_path(folder, run_id, earlier)
+        path = _local_path(folder, request.run_id, earlier)
         if path.exists():
             return load(path, signature(fresh))[0]
     return fresh

@@ -107,7 +107,9 @@ def train_round(
     )
 
 
-def local_losses(model: nn.Module, cohort: Cohort, *, kl_weight: float, max_patients: int = 64) -> dict[str, float]:
+def local_losses(
+    model: nn.Module, cohort: Cohort, *, kl_weight: float, max_patients: int = 64
+) -> dict[str, float]:
     """Return mean loss parts over the first patients, for the site's own diary: never sent.
 
     Deterministic: the posterior mean is decoded (latent noise zero).
@@ -118,4 +120,7 @@ def local_losses(model: nn.Module, cohort: Cohort, *, kl_weight: float, max_pati
     zeros: Tensor = torch.zeros(batch.num_records, vae.spec.latent_size)
     with torch.no_grad():
         loss = vae.per_sample_loss(batch.values, batch.covariates, latent_noise=zeros, kl_weight=kl_weight)
-    return {"loss": float(loss.total.mean()), **{name: float(part.mean()) for name, part in loss.parts.items()}}
+    return {
+        "loss": float(loss.total.mean()),
+        **{name: float(part.mean()) for name, part in loss.parts.items()},
+    }

@@ -113,7 +113,7 @@ def _sources(experiment: Experiment, site: str) -> dict[str, Source]:
         hint = f"; did you mean `{near}`?" if near else f"; sites: {', '.join(data.site_names)}"
         print(f"--site {site}: there is no such site{hint}", file=sys.stderr)
         raise typer.Exit(ExitCode.CONFIGURATION)
-    return {name: data.to_spec(name) for name in ([site] if site else data.site_names)}
+    return {name: data.sites[name].to_spec() for name in ([site] if site else data.site_names)}
 
 
 def _survey(source: Source, name: str, cache: Path) -> Readiness:

@@ -4,10 +4,10 @@
     python -m deploy.lock check                             is constraints.txt complete and current?
     python -m deploy.lock renew                             make it again from a fresh resolution
 
-Standard library only: it runs before anything is installed. The file names no host and no local build, so that the
-same lock serves a machine with a GPU and one without. Pins are of one resolution, on Linux with the Python that ran
-`renew`; packages that only other platforms take are left to pip.
-What it does not do: hashes of files (pip's `--require-hashes`): builds of one version differ between machines.
+Standard library only: it runs before anything is installed. The file names no host and no local build, so
+that the same lock serves a machine with a GPU and one without. Pins are of one resolution, on Linux with the
+Python that ran `renew`; packages that only other platforms take are left to pip. What it does not do: hashes
+of files (pip's `--require-hashes`): builds of one version differ between machines.
 """
 
 from __future__ import annotations
@@ -131,15 +131,16 @@ def satisfies(version: str, operator: str, bound: str) -> bool:
     Raises:
         LockError: a version is not made of numbers and dots.
     """
-    if bound.endswith(".*"):
-        prefix = _release(bound[:-2])
-        inside = _release(version)[: len(prefix)] == prefix
-        return inside if operator == "==" else not inside
-    one, other = _release(version), _release(bound)
-    if operator == "~=":
-        return one >= other and one[: len(other) - 1] == other[:-1]
+    prefix = bound.endswith(".*")
+    one, other = _release(version), _release(bound.removesuffix(".*"))
+    if prefix or operator == "~=":
+        head = other if prefix else other[:-1]
+        inside = _padded(one, len(head))[: len(head)] == head
+        if prefix:
+            return inside if operator == "==" else not inside
+        return inside and _padded(one, len(other)) >= other
     width = max(len(one), len(other))
-    one, other = (parts + (0,) * (width - len(parts)) for parts in (one, other))
+    one, other = _padded(one, width), _padded(other, width)
     return {
         "==": one == other,
         "!=": one != other,
@@ -157,6 +158,11 @@ def _release(version: str) -> tuple[int, ...]:
         raise LockError(f"cannot compare the version {version!r}: only releases such as 1.2.3 are supported")
     numbers = tuple(int(part) for part in match[1].split("."))
     return (*numbers, int(match[2])) if match[2] else numbers
+
+
+def _padded(release: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """Return the numbers of a version, filled up with zeros: 1.2 and 1.2.0 are the same."""
+    return release + (0,) * (width - len(release))
 
 
 def normalise(name: str) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from deploy.documents import Document, Key
 from deploy.errors import Problem
 from deploy.problems import at, nearest
 from deploy.sections import Faults, Federation, Model, Privacy
-from deploy.sources import Data
+from deploy.sources import Data, OwnData
 from vae.errors import VaeError
 
 Sections = Mapping[str, Any]
@@ -40,13 +39,14 @@ def check(sections: Sections, document: Document) -> list[Problem]:
 
 def _data(sections: Sections, document: Document) -> Iterator[Problem]:
     """The data section builds what it describes."""
-    data = sections.get("data")
+    data: Data | None = sections.get("data")
     if data is None:
         return
-    own = getattr(data, "sites", None)
-    builds: dict[Key, Callable[[], Any]] = {("data",): data.to_spec}
-    if isinstance(own, dict):
-        builds = {("data", "sites", name): partial(data.to_spec, name) for name in own}
+    builds: dict[Key, Callable[[], Any]]
+    if isinstance(data, OwnData):
+        builds = {("data", "sites", name): site.to_spec for name, site in data.sites.items()}
+    else:
+        builds = {("data",): data.to_spec}
     for path, build in builds.items():
         try:
             build()

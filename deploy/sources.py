@@ -1,7 +1,7 @@
 """The `data` section: which kind of data, and for a hospital's own data where each site's lies.
 
 Mirrors the data classes of `vae.data` field by field (tests/unit/deploy/test_sources.py keeps them equal), so
-that a file can be checked without opening any data. `to_spec` builds those classes, importing
+that a file can be checked without opening any data. `to_spec` and `to_specs` build those classes, importing
 them only then. Relative paths count from the folder of the configuration file.
 """
 
@@ -107,7 +107,9 @@ class AbideData(BaseModel):
     model_config = STRICT
     kind: Literal["abide"] = "abide"
     sites: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all"] = "all"
-    held_out: Share = 0.3
+    held_out: Share = 0.25
+    reference: Literal["site", "public-ds030"] = "site"
+    reference_share: Share = 0.15
     rule: Literal["majority", "any"] = "majority"
     standardise: Literal["public-ds030", "none"] = "public-ds030"
     squash: Literal["asinh", "clip"] = "asinh"
@@ -167,6 +169,16 @@ class NiftiSite(BaseModel):
     preparation: PreparationData
     quarantine_threshold: Fraction = 0.05
 
+    def to_spec(self) -> NiftiSource:
+        """Return the source for `vae.data.nifti`.
+
+        Raises:
+            ValueError: fields contradict each other.
+        """
+        from vae.data.nifti import NiftiSource
+
+        return NiftiSource(**{**_fields(self), "preparation": self.preparation.to_spec()})
+
 
 class NiftiData(BaseModel):
     """Hospitals' own BIDS folders, or tables of NIfTI paths."""
@@ -181,16 +193,13 @@ class NiftiData(BaseModel):
         """Return the names of the sites, sorted."""
         return tuple(sorted(self.sites))
 
-    def to_spec(self, site: str) -> NiftiSource:
-        """Return the source of a site for `vae.data.nifti`.
+    def to_specs(self) -> dict[str, NiftiSource]:
+        """Return the source of each site for `vae.data.nifti`.
 
         Raises:
             ValueError: fields contradict each other.
         """
-        from vae.data.nifti import NiftiSource
-
-        own = self.sites[site]
-        return NiftiSource(**{**_fields(own), "preparation": own.preparation.to_spec()})
+        return {name: self.sites[name].to_spec() for name in self.site_names}
 
 
 class DicomSite(BaseModel):
@@ -206,6 +215,16 @@ class DicomSite(BaseModel):
     preparation: PreparationData
     quarantine_threshold: Fraction = 0.05
 
+    def to_spec(self) -> DicomSource:
+        """Return the source for `vae.data.dicom`.
+
+        Raises:
+            ValueError: fields contradict each other.
+        """
+        from vae.data.dicom import DicomSource
+
+        return DicomSource(**{**_fields(self), "preparation": self.preparation.to_spec()})
+
 
 class DicomData(BaseModel):
     """Hospitals' own folders of DICOM series."""
@@ -220,16 +239,13 @@ class DicomData(BaseModel):
         """Return the names of the sites, sorted."""
         return tuple(sorted(self.sites))
 
-    def to_spec(self, site: str) -> DicomSource:
-        """Return the source of a site for `vae.data.dicom`.
+    def to_specs(self) -> dict[str, DicomSource]:
+        """Return the source of each site for `vae.data.dicom`.
 
         Raises:
             ValueError: fields contradict each other.
         """
-        from vae.data.dicom import DicomSource
-
-        own = self.sites[site]
-        return DicomSource(**{**_fields(own), "preparation": own.preparation.to_spec()})
+        return {name: self.sites[name].to_spec() for name in self.site_names}
 
 
 class TableSite(BaseModel):
@@ -245,6 +261,16 @@ class TableSite(BaseModel):
     standardise: Literal["constants", "none"] = "constants"
     quarantine_threshold: Fraction = 0.05
 
+    def to_spec(self) -> TableSource:
+        """Return the source for `vae.data.tabular`.
+
+        Raises:
+            ValueError: fields contradict each other.
+        """
+        from vae.data.tabular import TableSource
+
+        return TableSource(**_fields(self))
+
 
 class TableData(BaseModel):
     """Hospitals' own tables with a patient column."""
@@ -259,15 +285,13 @@ class TableData(BaseModel):
         """Return the names of the sites, sorted."""
         return tuple(sorted(self.sites))
 
-    def to_spec(self, site: str) -> TableSource:
-        """Return the source of a site for `vae.data.tabular`.
+    def to_specs(self) -> dict[str, TableSource]:
+        """Return the source of each site for `vae.data.tabular`.
 
         Raises:
             ValueError: fields contradict each other.
         """
-        from vae.data.tabular import TableSource
-
-        return TableSource(**_fields(self.sites[site]))
+        return {name: self.sites[name].to_spec() for name in self.site_names}
 
 
 def _fields(site: BaseModel) -> dict[str, Any]:

@@ -14,10 +14,14 @@ sampling.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from scipy import optimize
 
 from privacy.backends import Group, pld_epsilon, rdp_epsilon
 from privacy.errors import AccountingError, PlanError
@@ -28,12 +32,12 @@ Neighbouring = Literal["add_remove"]
 AccountantName = Literal["rdp", "pld"]
 
 FINAL_INTERVAL = 1e-4
-"""Grid of the privacy loss for a figure that is reported or gates: within 1e-3 of the limit at 2,250
-steps."""
+"""Grid of the privacy loss for a figure that is reported or gates."""
 
 CURVE_INTERVAL = 1e-3
 """Grid for curves of many points: about 10 times faster, epsilon about 1e-3 larger (never smaller)."""
 
+_MOST_NOISE = 1e5
 _PLD_TOLERANCE = 1e-2
 
 
@@ -97,15 +101,13 @@ class Release:
 
 
 def merge_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
-    """Return the same history with neighbours of equal parameters joined and empty ones dropped; order is
-    kept.
-    """
+    """Return the history with neighbours of equal parameters joined and empty ones dropped, in its order."""
     merged: list[Release] = []
     for release in releases:
         if release.steps == 0:
             continue
         if merged and _parameters(merged[-1]) == _parameters(release):
-            merged[-1] = _with_steps(release, merged[-1].steps + release.steps)
+            merged[-1] = dataclasses.replace(release, steps=merged[-1].steps + release.steps)
         else:
             merged.append(release)
     return tuple(merged)
@@ -149,8 +151,7 @@ class RdpAccountant:
 
 @dataclass(frozen=True, kw_only=True)
 class PldAccountant:
-    """Privacy loss distribution by dp-accounting: pessimistic discretisation, so an upper bound for every
-    interval.
+    """Privacy loss distribution by dp-accounting, pessimistic: an upper bound for every interval.
 
     Attributes:
         interval: Grid of the privacy loss, > 0. Widened to 1e-5 of the RDP bound where that is more, so that
@@ -224,7 +225,7 @@ def calibrate_noise(
     accountant: AccountantName = "pld",
     tolerance: float = 1e-3,
 ) -> float:
-    """Return the least noise multiplier whose epsilon does not exceed the target.
+    """Return the noise multiplier that spends a target epsilon, and not more.
 
     Args:
         epsilon: Target, > 0 and finite.
@@ -232,10 +233,10 @@ def calibrate_noise(
         sampling_probability: q in (0, 1].
         steps: Steps of all rounds together, >= 1.
         accountant: Which bound has to meet the target.
-        tolerance: Relative accuracy of the result, in (0, 1).
+        tolerance: How far below the target epsilon may be, relative, in (0, 0.5].
 
     Returns:
-        sigma with epsilon(sigma) <= `epsilon`, and epsilon(sigma / (1 + tolerance)) above it.
+        sigma with (1 - tolerance) epsilon <= epsilon(sigma) <= epsilon on the fine grid.
 
     Raises:
         PlanError: an argument is out of range, or no noise multiplier below 1e5 reaches the target.
@@ -256,16 +257,14 @@ def calibrate_noise(
         )
         return reader.epsilon([release], delta)
 
-    # RDP is cheap and looser: what satisfies it satisfies PLD, so it brackets the search from above.
-    coarse = _least_noise(lambda noise: spent(RdpAccountant(), noise) <= epsilon, 1e-2, 1e5, tolerance)
-    if accountant == "rdp":
-        return coarse
-    # The coarse grid narrows it, the fine one decides.
-    fast = PldAccountant(interval=CURVE_INTERVAL)
-    near = _least_noise(lambda noise: spent(fast, noise) <= epsilon, coarse / 2, coarse, tolerance)
-    return _least_noise(
-        lambda noise: spent(PldAccountant(), noise) <= epsilon, near / (1 + tolerance) ** 4, near, tolerance
-    )
+    # RDP is cheap and looser, so it brackets the search. Then the coarse grid finds the place, and the fine
+    # one decides; it searches itself only where the coarse one is not enough.
+    aim = epsilon * (1 - tolerance)
+    noise = _solve_noise(lambda noise: spent(RdpAccountant(), noise), 0.1, 10.0, (aim, epsilon))
+    for reader in () if accountant == "rdp" else (PldAccountant(interval=CURVE_INTERVAL), PldAccountant()):
+        if not aim <= spent(PldAccountant(), noise) <= epsilon:
+            noise = _solve_noise(functools.partial(spent, reader), noise / 2, noise, (aim, epsilon))
+    return noise
 
 
 def delta_is_sensible(delta: float, num_patients_public: int) -> bool:
@@ -280,17 +279,6 @@ def delta_is_sensible(delta: float, num_patients_public: int) -> bool:
 def _parameters(release: Release) -> tuple[object, ...]:
     """Return what must be equal for two releases to be joined."""
     return (release.sampling_probability, release.noise_multiplier, release.sampler, release.neighbouring)
-
-
-def _with_steps(release: Release, steps: int) -> Release:
-    """Return the same release with another number of steps."""
-    return Release(
-        sampling_probability=release.sampling_probability,
-        noise_multiplier=release.noise_multiplier,
-        steps=steps,
-        sampler=release.sampler,
-        neighbouring=release.neighbouring,
-    )
 
 
 def _canonical(releases: Sequence[Release]) -> tuple[Group, ...]:
@@ -309,20 +297,27 @@ def _checked_delta(delta: float) -> float:
     return float(delta)
 
 
-def _least_noise(meets: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
-    """Return the least noise multiplier up to the relative tolerance with `meets` true, by geometric
-    bisection.
-    """
-    ratio = high / low
-    if not meets(high):
-        raise PlanError(
-            "calibration",
-            [f"no noise multiplier up to {high:g} reaches the target; allow more epsilon or fewer steps"],
-        )
-    while meets(low):
-        ratio = ratio**2
-        low, high = low / ratio, low
-    while high / low > 1 + tolerance:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if meets(middle) else (middle, high)
-    return high
+def _solve_noise(
+    spent: Callable[[float], float], low: float, high: float, target: tuple[float, float]
+) -> float:
+    """Return a noise multiplier whose epsilon is in `target`, from a bracket that widens where it has to."""
+    aim, most = target
+    while spent(high) > most:
+        if high > _MOST_NOISE:
+            problem = (
+                f"no noise multiplier up to {high:g} reaches the target; allow more epsilon or fewer steps"
+            )
+            raise PlanError("calibration", [problem])
+        low, high = high, 2 * high
+    while spent(low) <= most:
+        low, high = low / 2, low
+
+    def excess(log_noise: float) -> float:
+        return spent(math.exp(log_noise)) - (aim + most) / 2
+
+    # Epsilon falls as some small power of the noise, so a tenth of the target's width in log noise is enough.
+    width = 0.1 * math.log(most / aim)
+    noise = math.exp(optimize.brentq(excess, math.log(low), math.log(high), xtol=width))
+    while spent(noise) > most:
+        noise *= 1 + width
+    return noise

@@ -1,5 +1,4 @@
-"""The two libraries behind the accountants: the only importer of their accounting modules, cached by
-parameters.
+"""The two libraries behind the accountants, cached by parameters; nothing else imports their accounting.
 
 Both are imported where they are first needed: Opacus costs about a second of start-up, dp-accounting half of
 one.
@@ -13,8 +12,7 @@ import warnings
 from typing import Any
 
 Group = tuple[float, float, int]
-"""(sampling_probability, noise_multiplier, steps > 0) of equal releases; histories are sorted tuples of
-distinct ones."""
+"""(sampling_probability, noise_multiplier, steps > 0); a history is a sorted tuple of distinct ones."""
 
 _PLD_RELATIVE_INTERVAL = 1e-5
 _RDP_ORDERS = (
@@ -82,9 +80,7 @@ def pld_epsilon(groups: tuple[Group, ...], delta: float, interval: float) -> flo
 
 
 def _interval(groups: tuple[Group, ...], delta: float, interval: float) -> float:
-    """Return `interval`, widened by powers of two to a relative 1e-5 of the RDP bound (keeps grids of parts
-    equal).
-    """
+    """Return `interval`, widened by powers of two to at least 1e-5 of the RDP bound."""
     wanted = _PLD_RELATIVE_INTERVAL * rdp_epsilon(groups, delta)
     return (
         interval * 2.0 ** max(0, math.ceil(math.log2(wanted / interval))) if wanted > interval else interval

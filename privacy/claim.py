@@ -66,13 +66,6 @@ class Claim:
             raise PlanError("claim", problems)
         object.__setattr__(self, "releases", merge_releases(self.releases))
 
-    def _delta_problem(self) -> list[str]:
-        """Return what is wrong with delta."""
-        if self.kind == "none":
-            return [] if self.delta == 0 else [f"delta must be 0 for a claim of kind none, got {self.delta!r}"]
-        rule = "a number in (0, 1)"
-        return list(number_problem("delta", self.delta, low=0, high=math.nextafter(1, 0), rule=rule))
-
     def epsilons(self, *, interval: float = FINAL_INTERVAL) -> EpsilonPair:
         """Return both epsilons of the history; infinite for `none`, nominal for `seeded`."""
         if self.kind == "none":

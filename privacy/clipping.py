@@ -259,8 +259,8 @@ class OpacusEngine:
         total = _Accumulator(trainable, max_grad_norm)
         if batch.num_patients == 0:
             return total.result()
-        if not module.training:
-            raise RuntimeError("the opacus engine needs the module in train mode; call module.train() first")
+        if not all(part.training for part in module.modules()):
+            raise RuntimeError("the opacus engine needs all layers in train mode; call module.train() first")
         with _opacus_hooks(module):
             for rows in patient_chunks(
                 batch, latent_noise, self.max_rows, like=next(iter(trainable.values()))
@@ -331,6 +331,8 @@ def _opacus_hooks(module: nn.Module) -> Iterator[None]:
     from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
     saved = {name: parameter.grad for name, parameter in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = None  # backward would add to it in place
     hooks = GradSampleHooks(module, loss_reduction="sum")
     try:
         with warnings.catch_warnings():
@@ -338,8 +340,11 @@ def _opacus_hooks(module: nn.Module) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             yield
     finally:
-        hooks.remove_hooks()
         hooks.cleanup()
+        for part in module.modules():  # Opacus 1.6 keeps these
+            for attribute in ("activations", "max_batch_len"):
+                if hasattr(part, attribute):
+                    delattr(part, attribute)
         for name, parameter in module.named_parameters():
             parameter.grad = saved[name]
 

@@ -189,8 +189,8 @@ def _engine_reasons(probe: nn.Module, dummy: _Dummy, engine: GradEngine) -> Iter
     computed = torch.cat([tensor.flatten() for tensor in clipped.sum.values()])
     if not _close(computed, expected, _OTHER_KERNEL):
         yield (
-            f"gradients of the {engine} engine differ from autograd's: a parametric layer is unknown, or used in "
-            f"an unusual way; use plain layers, or grad_engine {another}"
+            f"gradients of the {engine} engine differ from autograd's: a parametric layer is unknown or used "
+            f"unusually; use plain layers, or grad_engine {another}"
         )
 
 

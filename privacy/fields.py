@@ -1,11 +1,11 @@
 """Strict reading of small documents: exactly the expected keys, every problem reported at once.
 
-Used by every value object of this package that travels (plan, release, claim), so that one rule holds for
-all.
+Used by every value object of this package that travels (plan, release, claim), so that one rule holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -35,9 +35,10 @@ def require_fields(payload: object, *, subject: str, names: Sequence[str]) -> Ma
 
 def number_problem(name: str, value: object, *, low: float, high: float, rule: str) -> list[str]:
     """Return a problem unless `value` is a finite number (no bool) with low < value <= high."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(float(value)) and low < float(value) <= high:  # type: ignore[arg-type] # checked
-        return []
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer beyond float64
+            if math.isfinite(value) and low < value <= high:
+                return []
     return [f"{name} must be {rule}, got {value!r}"]
 
 

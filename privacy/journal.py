@@ -1,5 +1,4 @@
-"""A durable record of spent budget: one file of JSON lines, appended and flushed to disk before training
-starts.
+"""A durable record of spent budget: a file of JSON lines, flushed to disk before training starts.
 
 It survives crashes: a line that was not written completely was never acknowledged, and a reservation without
 a commit counts in full. It is **not tamper-evident**: who can write the file can shorten or replace it. The

@@ -1,5 +1,4 @@
-"""The plan of one round of private training: one frozen object that sets sampling, clipping, noise and
-accounting.
+"""The plan of one round of private training: sampling, clipping, noise and accounting in one frozen object.
 
 Nothing else may set any of the four, so that what is accounted is what runs. Every value is a public
 constant: none is derived from the number of patients at a site (q = batch / n would publish n).

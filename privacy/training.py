@@ -38,8 +38,7 @@ from privacy.sampling import PoissonSampler
 from privacy.unsafe import NoPrivacy, warn_unsafe
 
 OnStep = Callable[[int, float], None]
-"""Called with the step (from 0) and the mean loss of the sampled patients: private, for the site's own
-log."""
+"""Called with the step (from 0) and the mean loss of the sampled patients: private, for a local log."""
 
 
 class Patients(Protocol):
@@ -198,8 +197,7 @@ def train_private(
 
 
 def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream) -> Gradients:
-    """Return (sum + N(0, (sigma C)^2)) / divisor on the plan's grid: the only view of the data that may be
-    used.
+    """Return (sum + N(0, (sigma C)^2)) / divisor on the plan's grid: the only view of the data to be used.
 
     Args:
         clipped: Sum of clipped gradients of each parameter.
@@ -239,11 +237,11 @@ def train_unsafe(
     on_step: OnStep | None = None,
     max_physical_records: int = 256,
 ) -> Training:
-    """Train `module` in place without privacy: shuffled epochs over patients, mean over patients of mean
-    losses.
+    """Train `module` in place without privacy: shuffled epochs over patients.
 
-    Same estimand, arguments and streams as `train_private`, so that the difference between the two arms is
-    privacy. A step whose loss or gradient is not finite is counted and left out. Warns with `UnsafeWarning`.
+    The loss is the mean over patients of their mean losses. Same estimand, arguments and streams as
+    `train_private`, so that the difference between the two arms is privacy. A step whose gradient is not finite
+    is counted and left out. Warns with `UnsafeWarning`.
     """
     warn_unsafe()
     order_rng = randomness.stream("sampling").generator()
@@ -266,9 +264,7 @@ def train_unsafe(
 
 
 class _Descent:
-    """Moves the weights by gradients it is given; adds the proximal term, which is a function of the weights
-    alone.
-    """
+    """Moves the weights by given gradients, plus the proximal term: a function of the weights alone."""
 
     def __init__(self, module: nn.Module, optimiser: NoisedOptimiser, proximal_mu: float) -> None:
         if not 0.0 <= proximal_mu < math.inf:
@@ -288,8 +284,8 @@ class _Descent:
             parameter.grad = gradients[name].to(parameter)
         if self._base is not None:
             for parameter, base in zip(self._parameters.values(), self._base, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - base, alpha=self._mu)
+                pull = self._mu * (parameter.detach() - base)
+                parameter.grad = pull if parameter.grad is None else parameter.grad + pull
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
 

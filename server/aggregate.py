@@ -65,6 +65,10 @@ class Aggregator(Protocol):
         """
         ...
 
+    def refuse(self, site: str) -> None:
+        """Note that admission refused an update of this site: a rule need not withstand it any more."""
+        ...
+
     def finish(self) -> Weights:
         """Return the aggregated change, float32, and end the round.
 
@@ -154,6 +158,9 @@ class WeightedMean:
                 total[start : start + _CHUNK] += terms.view(np.int64)
         self._weights[site] = weight
         self._void = False
+
+    def refuse(self, site: str) -> None:
+        """Nothing to note: the mean is over what was admitted."""
 
     def finish(self) -> Weights:
         """Return the weighted mean of the updates."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from client.contract import LearningPlan, Plan, TrainRequest, Weights, initial_seed
+from client.contract import LearningPlan, Plan, TrainRequest, Weights
 from server.admission import Admission
 from server.checkpoint import Checkpoint, latest, save
 from server.clock import Clock
@@ -39,6 +39,7 @@ class FederationPlan:
         learning: Local training; `kl_weight` is replaced by the warm-up of each round.
         kl_warmup_rounds: Global rounds until the KL term has its full weight, 0 for none.
         strategy: How updates become a model.
+        initial_seed: Public seed of the initial weights.
         quorum: Fewest admitted updates for a round.
         timing: Deadlines.
     """
@@ -54,6 +55,7 @@ class FederationPlan:
     kl_warmup_rounds: int
     strategy: StrategySettings
     quorum: int
+    initial_seed: int = 0
     timing: Timing = field(default_factory=Timing)
 
     def request(self, site: str, round_: int, base_hash: str) -> TrainRequest:
@@ -74,6 +76,7 @@ class FederationPlan:
             sharing=self.sharing,
             plan=self.plans[site],
             learning=learning,
+            initial_seed=self.initial_seed,
         )
 
 
@@ -95,12 +98,12 @@ class Progress:
         return self.state.participation[-1] if self.state.participation else {}
 
 
-def initial_weights(model: ModelSpec, sharing: Sharing, run_id: str) -> Weights:
+def initial_weights(model: ModelSpec, sharing: Sharing, seed: int) -> Weights:
     """Return the shared weights that a run starts from: public, the same at the server and at every site."""
     from vae.models import build
     from vae.weights import to_numpy
 
-    built = build(model, seed=initial_seed(run_id))
+    built = build(model, seed=seed)
     return to_numpy(built, sorted(built.shared_names(sharing)))
 
 
@@ -135,7 +138,7 @@ def federate(
         enrolled=nodes,
         site_weights=plan.site_weights,
         quorum=plan.quorum,
-        weights=initial_weights(plan.model, plan.sharing, plan.run_id),
+        weights=initial_weights(plan.model, plan.sharing, plan.initial_seed),
         request_for=plan.request,
     )
     folder.mkdir(parents=True, exist_ok=True)

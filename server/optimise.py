@@ -149,14 +149,15 @@ class Adaptive:
     def _moments(self, name: str, change: _Array) -> tuple[_Array, _Array]:
         """Return the new first and second moment of one parameter."""
         tau, beta_1, beta_2 = np.float32(self.tau), np.float32(self.beta_1), np.float32(self.beta_2)
+        rest_1, rest_2 = np.float32(1 - self.beta_1), np.float32(1 - self.beta_2)
         mean = self._mean.get(name, np.zeros_like(change))
         square = self._square.get(name, np.full_like(change, tau * tau))
         squared = change * change
         if self.second_moment == "adam":
-            square = beta_2 * square + (1 - beta_2) * squared
+            square = beta_2 * square + rest_2 * squared
         else:
-            square = square - (1 - beta_2) * squared * np.sign(square - squared)
-        return _float32(beta_1 * mean + (1 - beta_1) * change), _float32(square)
+            square = square - rest_2 * squared * np.sign(square - squared)
+        return _float32(beta_1 * mean + rest_1 * change), _float32(square)
 
 
 def _float32(values: npt.NDArray[Any]) -> _Array:

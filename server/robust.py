@@ -10,6 +10,7 @@ one besides.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ class Rule(Protocol):
         """Return the fewest updates that the rule can work with."""
         ...
 
+    def after_refusals(self, num_refused: int) -> Rule:
+        """Return the rule for a round in which admission refused `num_refused` updates."""
+        ...
+
     def reduction(self, spool: Spool) -> Callable[[Block], Row]:
         """Return the map from a block [n, b] of coordinates to their aggregate [b]."""
         ...
@@ -64,6 +69,10 @@ class CoordinateMedian:
     def minimum_updates(self) -> int:
         """Return 3: below, the median is the mean."""
         return 3
+
+    def after_refusals(self, num_refused: int) -> CoordinateMedian:
+        """Return the same rule: it works on what was admitted."""
+        return self
 
     def reduction(self, spool: Spool) -> Callable[[Block], Row]:
         """Return the median over the rows."""
@@ -102,6 +111,10 @@ class TrimmedMean:
         """Return 2 * trim + 1: one value must be left."""
         return 2 * self.trim + 1
 
+    def after_refusals(self, num_refused: int) -> TrimmedMean:
+        """Return the same rule: it works on what was admitted."""
+        return self
+
     def reduction(self, spool: Spool) -> Callable[[Block], Row]:
         """Return the trimmed mean over the rows."""
         kept = len(spool) - self.trim
@@ -118,6 +131,8 @@ class Krum:
     Attributes:
         num_byzantine: f, how many hostile updates to withstand, >= 1.
         num_selected: m, how many are averaged, >= 1: 1 is Krum, more is Multi-Krum.
+        num_refused: How many of the f admission has already refused by name: they need not be withstood again, so f
+            counts as f - num_refused below, and at least 0.
 
     Guarantees:
         With n >= 2 f + 3 updates of which at most f are hostile, Krum is (alpha, f)-Byzantine resilient.
@@ -129,6 +144,7 @@ class Krum:
 
     num_byzantine: int
     num_selected: int = 1
+    num_refused: int = 0
 
     def __post_init__(self) -> None:
         if self.num_byzantine < 1:
@@ -146,12 +162,21 @@ class Krum:
     @property
     def minimum_updates(self) -> int:
         """Return max(2 f + 3, m + f + 2)."""
-        return max(2 * self.num_byzantine + 3, self.num_selected + self.num_byzantine + 2)
+        return max(2 * self._hostile + 3, self.num_selected + self._hostile + 2)
+
+    @property
+    def _hostile(self) -> int:
+        """Return how many hostile updates may still be among those admitted."""
+        return max(0, self.num_byzantine - self.num_refused)
+
+    def after_refusals(self, num_refused: int) -> Krum:
+        """Return the rule for a round in which admission refused some updates."""
+        return dataclasses.replace(self, num_refused=num_refused)
 
     def reduction(self, spool: Spool) -> Callable[[Block], Row]:
         """Return the mean over the selected rows."""
         others = np.sort(_squared_distances(spool), axis=1)[:, 1:]  # without the zero of a row to itself
-        scores = others[:, : len(spool) - self.num_byzantine - 2].sum(axis=1)
+        scores = others[:, : len(spool) - self._hostile - 2].sum(axis=1)
         selected = np.sort(np.argsort(scores, kind="stable")[: self.num_selected])
         return lambda block: block[selected].mean(axis=0, dtype=np.float64)
 
@@ -173,6 +198,7 @@ class Spooled:
     scratch: Path
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
     _spool: Spool | None = field(default=None, init=False, repr=False)
+    _refused: int = field(default=0, init=False, repr=False)
 
     @property
     def minimum_updates(self) -> int:
@@ -187,6 +213,7 @@ class Spooled:
     def begin(self, base: Weights) -> None:
         """Forget an unfinished round and start one of the names and shapes of `base`."""
         self._close()
+        self._refused = 0
         self._shapes = shapes_of(base)
         self._spool = Spool(self.scratch, width=sum(math.prod(shape) for shape in self._shapes.values()))
 
@@ -196,12 +223,17 @@ class Spooled:
         require_update(site, weight, delta, seen=spool.sites, shapes=self._shapes)
         spool.append(site, (delta[name] for name in self._shapes))
 
+    def refuse(self, site: str) -> None:
+        """Note that a site's update was refused."""
+        self._refused += 1
+
     def finish(self) -> Weights:
         """Return what the rule makes of the updates, and give the disk space back."""
         spool = self._require_spool()
+        rule = self.rule.after_refusals(self._refused)
         try:
-            require_minimum(self.rule.name, len(spool), self.minimum_updates)
-            reduce = self.rule.reduction(spool)
+            require_minimum(rule.name, len(spool), rule.minimum_updates)
+            reduce = rule.reduction(spool)
             flat = np.empty(sum(math.prod(shape) for shape in self._shapes.values()), np.float32)
             for start, block in spool.blocks():
                 flat[start : start + block.shape[1]] = reduce(block)
@@ -224,9 +256,8 @@ class Spooled:
 
 def _mean_of_sorted(block: Block, first: int, last: int) -> Row:
     """Return the mean of the order statistics first <= k < last of each column of [n, b]."""
-    ordered = np.sort(
-        block.T, axis=1
-    )  # rows of n neighbours in memory sort several times faster than columns
+    ordered = np.ascontiguousarray(block.T)  # n neighbours in memory sort several times faster than a column
+    ordered.sort(axis=1)
     mean: Row = ordered[:, first:last].mean(axis=1, dtype=np.float64)
     return mean
 

@@ -147,4 +147,3 @@ def _described(reply: Message) -> str | None:
     except ContractError:
         return None
     return answer.site if isinstance(answer, Description) else None
-

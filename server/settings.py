@@ -18,6 +18,9 @@ from server.robust import CoordinateMedian, Krum, Rule, Spooled, TrimmedMean
 
 StrategyName = Literal["fedavg", "fedprox", "fedadam", "fedyogi", "median", "trimmed-mean", "krum"]
 
+DEFAULT_MAX_UPDATE_NORM = 1000.0
+"""L2 norm [parameter units] far above any honest update and far below what would ruin a sum."""
+
 _ADAPTIVE = ("learning_rate", "beta_1", "beta_2", "tau")
 _KNOWN: Mapping[str, tuple[str, ...]] = {
     "fedavg": ("learning_rate",),
@@ -49,7 +52,7 @@ class StrategySettings:
     """
 
     name: StrategyName
-    max_update_norm: float = 1000.0
+    max_update_norm: float = DEFAULT_MAX_UPDATE_NORM
     learning_rate: float | None = None
     beta_1: float | None = None
     beta_2: float | None = None
@@ -64,7 +67,9 @@ class StrategySettings:
         foreign = sorted(set(self._given()) - set(_KNOWN[self.name]))
         if foreign:
             known = ", ".join(_KNOWN[self.name])
-            raise StrategyError(f"strategy {self.name}: {', '.join(foreign)} would do nothing; it knows {known}")
+            raise StrategyError(
+                f"strategy {self.name}: {', '.join(foreign)} would do nothing; it knows {known}"
+            )
         self.make_optimiser()  # checks ranges
         if self.name in ("trimmed-mean", "krum"):
             self._rule()

@@ -1,9 +1,10 @@
-"""Updates on disk: one row a site, read back in blocks of coordinates; memory does not grow with the sites."""
+"""Updates on disk: one row a site, read in blocks of coordinates, so memory does not grow with the sites."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ class Spool:
         self._width = width
         self._rows: dict[str, int] = {}
         try:
-            self._file = tempfile.TemporaryFile(dir=scratch, buffering=0)  # noqa: SIM115 - closed by `close`
+            self._descriptor, name = tempfile.mkstemp(dir=scratch, prefix="updates-")
+            Path(name).unlink()
         except OSError as error:
             raise AggregationError(
                 f"scratch folder {scratch}: {error.strerror}; name one with room"
             ) from error
+        self._closer = weakref.finalize(self, os.close, self._descriptor)  # also if a round is never finished
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -82,20 +85,20 @@ class Spool:
 
     def close(self) -> None:
         """Give the disk space back."""
-        self._file.close()
+        self._closer()
 
     def _write(self, content: memoryview, position: int) -> int:
         """Write all of `content`; one call may write less."""
         done = 0
         while done < len(content):
-            done += os.pwrite(self._file.fileno(), content[done:], position + done)
+            done += os.pwrite(self._descriptor, content[done:], position + done)
         return done
 
     def _read(self, content: memoryview, position: int) -> None:
         """Fill `content`; one call may read less."""
         done = 0
         while done < len(content):
-            step = os.preadv(self._file.fileno(), [content[done:]], position + done)
+            step = os.preadv(self._descriptor, [content[done:]], position + done)
             if step == 0:
                 raise AggregationError("scratch file: shorter than what was written; the disk is failing")
             done += step

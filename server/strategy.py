@@ -236,6 +236,8 @@ class FederatedStrategy(Strategy):
         try:
             update = self._admission.check(reply, asked.expected)
         except RejectedError as refusal:
+            if refusal.code is not RejectionCode.SITE_FAILED:
+                self._aggregator.refuse(site)
             return self._reject(refusal.rejection(round_), status)
         self._aggregator.add(site, self._shares[site], update.delta)
         self.claims[site] = update.claim.to_json()

@@ -1,6 +1,6 @@
 """The header of a safetensors file, read strictly.
 
-safetensors 0.7 reads a header with duplicate keys (the last wins) and takes a tensor named
+safetensors 0.8 reads a header with duplicate keys (the last wins) and takes a tensor named
 `../../etc/passwd`. This reads the same bytes under stricter rules and returns what the file claims; it
 decodes no data, and uses a name from a file only to compare and to quote it.
 """
@@ -85,7 +85,7 @@ def parse(content: bytes, *, header_limit: int) -> Header:
 
 
 def with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
-    """Return a file with `metadata` in its header, sorted: safetensors 0.7 writes them in random order."""
+    """Return a file with `metadata` in its header, sorted: safetensors 0.8 writes them in random order."""
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     document = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[_LENGTH_BYTES:start])}
     text = json.dumps(document, separators=(",", ":")).encode()

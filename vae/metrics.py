@@ -55,6 +55,10 @@ def masked_mean(values: Floats, mask: Masks | None = None) -> Doubles:
     axes = tuple(range(1, values.ndim))
     if mask is None:
         return np.asarray(values.mean(axis=axes, dtype=np.float64))
+    if mask.ndim < values.ndim:  # one mask for all records: gather instead of testing each value
+        own = np.flatnonzero(np.broadcast_to(mask, values.shape[1:]))
+        kept = np.take(values.reshape(len(values), -1), own, axis=1)
+        return np.asarray(kept.mean(axis=1, dtype=np.float64)) if len(own) else np.full(len(values), np.nan)
     inside = np.broadcast_to(mask, values.shape)
     total = np.sum(values, axis=axes, where=inside, dtype=np.float64)
     return _divide(total, inside.sum(axis=axes).astype(np.float64))

@@ -170,9 +170,7 @@ def load(path: Path, expected: Signature, *, require_finite: bool = True) -> tup
         raise WeightsError(f"{path}: {problems}")
     try:
         arrays = safetensors.numpy.load(content)
-    except (
-        safetensors.SafetensorError
-    ) as error:  # where its rules are stricter, such as blanks before the header
+    except safetensors.SafetensorError as error:  # where it is stricter than JSON, such as for -0
         raise WeightsError(f"{path}: {error}") from error
     weights = {name: arrays[name] for name, _, _ in expected}
     if require_finite and (bad := [name for name, array in weights.items() if not np.isfinite(array).all()]):

@@ -124,7 +124,9 @@ def not_covered(experiment: Experiment) -> tuple[str, ...]:
         "Who took part, when, and the public constants of the plan are known to the server.",
     ]
     if experiment.federation.sharing != "all":
-        sentences.append("Parameters that are not shared stay at their site; they are trained with the same noise.")
+        sentences.append(
+            "Parameters that are not shared stay at their site; they are trained with the same noise."
+        )
     return tuple(sentences)
 
 
@@ -227,7 +229,9 @@ def _timings(trained: Trained, entries: list[diary.Entry], arm: str | None, wall
         run_id, rounds = trained.plans[arm].run_id, trained.rounds_now[arm]
         own = [entry for entry in entries if entry.run == run_id and entry.round in rounds]
         overhead = max(0.0, trained.wall_s[arm] - diary.busy_seconds(own)) / max(1, len(rounds))
-    return Timings(wall_s=wall_s, train_cpu_s=sum(entry.cpu_s for entry in entries), overhead_s_per_round=overhead)
+    return Timings(
+        wall_s=wall_s, train_cpu_s=sum(entry.cpu_s for entry in entries), overhead_s_per_round=overhead
+    )
 
 
 def _latents(trained: Trained, arm: str | None) -> tuple[LatentUse, ...]:

@@ -1,4 +1,4 @@
-"""What virtual sites wrote into their diaries: losses and times, which a simulation may look at and a server may not."""
+"""What virtual sites wrote into their diaries: losses and times. A simulation may look at them, a server may not."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -81,7 +81,7 @@ def run_ray(sites: VirtualSites, work: Work[Result], *, gpus_per_site: float = 0
             errors.append(error)
 
     server.main()(main)
-    backend = {
+    backend: dict[str, Any] = {
         "client_resources": {"num_cpus": 1, "num_gpus": gpus_per_site},
         "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False, "log_to_driver": False},
     }

@@ -49,7 +49,7 @@ def train_isolated(
     finished = _read(nodes, plan, folder)
     if finished is not None:
         return finished
-    weights = {name: initial_weights(plan.model, "all", plan.run_id) for name in nodes}
+    weights = {name: initial_weights(plan.model, "all", plan.initial_seed) for name in nodes}
     collector = Collector(grid, clock, plan.timing.deadline_s)
     for round_ in range(1, plan.rounds + 1):
         messages = (_message(plan, name, node, round_, weights[name]) for name, node in nodes.items())
@@ -58,7 +58,9 @@ def train_isolated(
             own = weights[update.site]
             weights[update.site] = {name: own[name] + update.delta[name] for name in own}
         if collector.missing:
-            raise EngineError(f"round {round_}: no answer from {', '.join(collector.missing)} in an arm without faults")
+            raise EngineError(
+                f"round {round_}: no answer from {', '.join(collector.missing)} in an arm without faults"
+            )
         observe(round_, dict.fromkeys(nodes, "admitted"))
     for name, own in weights.items():
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,15 @@ import torch
 from client.contract import Weights
 from server.report import document
 from server.report.document import DifferenceRow, LatentUse, ResultRow
+from server.report.slices import Panels
 from vae.data.cohort import FloatArray, SiteData
 from vae.models import build
 from vae.models.autoencoder import GaussianVae
 from vae.objectives import active_units, kl_per_latent
 from vae.spec import ModelSpec
-from vae.tasks.anomaly import Difference, Result, Scores, compare, everywhere, predict_mean, score, summarise
+from vae.tasks.anomaly import Difference, Result, compare, everywhere, predict_mean, score, summarise
 from vae.tasks.panels import panels
-from vae.tasks.score import Reconstruct
+from vae.tasks.score import Reconstruct, Scores
 from vae.weights import load_into
 
 OWN = document.alone("own patients")
@@ -95,14 +96,17 @@ def judge(
         scored[document.MEAN] = score(document.MEAN, everywhere(mean, sites), sites)
     for arm in arms:
         scored[arm.name] = score(arm.name, _reconstructors(arm, spec), sites)
-    results = [row for scores in scored.values() for row in summarise(scores, seed=seed, num_bootstrap=num_bootstrap)]
+    results = [
+        row for scores in scored.values() for row in summarise(scores, seed=seed, num_bootstrap=num_bootstrap)
+    ]
     differences = [
         row
         for arm, baseline in _pairs(tuple(scored))
         for row in compare(scored[arm], scored[baseline], seed=seed, num_bootstrap=num_bootstrap)
     ]
     return Judgement(
-        results=tuple(_result(row) for row in results), differences=tuple(_difference(row) for row in differences)
+        results=tuple(_result(row) for row in results),
+        differences=tuple(_difference(row) for row in differences),
     )
 
 
@@ -141,7 +145,7 @@ class LatentLog:
         return tuple(found[round_] for round_ in sorted(found))
 
 
-def pictures(spec: ModelSpec, arm: Arm, sites: Mapping[str, SiteData], *, num: int) -> document.Panels | None:
+def pictures(spec: ModelSpec, arm: Arm, sites: Mapping[str, SiteData], *, num: int) -> Panels | None:
     """Return what there is to look at: test scans, latent traversals, samples; None for tables or `num` 0."""
     if not spec.is_image or num < 1:
         return None
@@ -157,12 +161,16 @@ def pictures(spec: ModelSpec, arm: Arm, sites: Mapping[str, SiteData], *, num: i
     steps = np.linspace(-3, 3, 7)
     zmaps = [one.zmap for one in found]
     lesions = [one.lesion for one in found]
-    return document.Panels(
+    return Panels(
         original=np.concatenate([one.original for one in found]),
         reconstruction=np.concatenate([one.reconstruction for one in found]),
         residual=np.concatenate([one.residual for one in found]),
-        zmap=np.concatenate([z for z in zmaps if z is not None]) if all(z is not None for z in zmaps) else None,
-        truth=np.concatenate([t for t in lesions if t is not None]) if all(t is not None for t in lesions) else None,
+        zmap=np.concatenate([z for z in zmaps if z is not None])
+        if all(z is not None for z in zmaps)
+        else None,
+        truth=np.concatenate([t for t in lesions if t is not None])
+        if all(t is not None for t in lesions)
+        else None,
         labels=tuple(
             f"{name}, {f'change {degree:g} %' if degree else 'healthy'}"
             for name, one in zip(names, found, strict=True)
@@ -216,7 +224,10 @@ def _decode(model: GaussianVae, latent: torch.Tensor, covariates: torch.Tensor) 
 
 
 def _traversal(
-    model: GaussianVae, unit: int, steps: np.ndarray[tuple[int, ...], np.dtype[np.float64]], covariates: torch.Tensor
+    model: GaussianVae,
+    unit: int,
+    steps: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    covariates: torch.Tensor,
 ) -> FloatArray:
     """Return [T, H, W]: one latent moved through the prior, the others at zero."""
     latent = torch.zeros(len(steps), model.spec.latent_size)

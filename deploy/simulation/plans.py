@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from client.contract import LearningPlan, Plan
 from deploy.config import Experiment
+from deploy.sections import Faults
 from deploy.simulation.faults import FaultPlan, SiteFault
 from deploy.simulation.sites import POOLED
 from privacy.accounting import calibrate_noise
@@ -13,7 +14,7 @@ from privacy.plan import PrivacyPlan
 from privacy.unsafe import NoPrivacy
 from server.federation import FederationPlan
 from server.rounds import Timing
-from server.settings import StrategySettings
+from server.settings import DEFAULT_MAX_UPDATE_NORM, StrategySettings
 from vae.spec import ModelSpec
 
 ALL_RECORDS = 2**31 - 1
@@ -78,7 +79,7 @@ def federation_plan(experiment: Experiment, spec: ModelSpec, *, private: bool) -
         plans = {site: privacy_plan(experiment, site, sigma) for site in sites}
     arm = "federated-dp" if private else "federated"
     return FederationPlan(
-        run_id=f"{experiment.hash()[:16]}-{arm}",
+        run_id=f"{identity(experiment)[:16]}-{arm}",
         config_hash=experiment.hash(),
         site_weights={site: federation.weights.get(site, 1.0) for site in sites},
         plans=plans,
@@ -94,14 +95,22 @@ def federation_plan(experiment: Experiment, spec: ModelSpec, *, private: bool) -
         kl_warmup_rounds=training.kl_warmup_rounds,
         strategy=strategy_settings(experiment),
         quorum=federation.sites_needed(len(sites)),
+        initial_seed=experiment.seed,
         timing=Timing(deadline_s=federation.deadline_s),
     )
+
+
+def identity(experiment: Experiment) -> str:
+    """Return the hash of an experiment without its faults: with and without them, sites draw the same numbers."""
+    return experiment.model_copy(update={"faults": Faults()}).hash()
 
 
 def isolated_plan(plan: FederationPlan) -> FederationPlan:
     """Return the plan of the arms without a federation: the same rounds and steps, under a run of its own."""
     return replace(
-        plan, run_id=plan.run_id.removesuffix("-federated") + "-isolated", learning=replace(plan.learning, proximal_mu=0.0)
+        plan,
+        run_id=plan.run_id.removesuffix("-federated") + "-isolated",
+        learning=replace(plan.learning, proximal_mu=0.0),
     )
 
 
@@ -127,11 +136,10 @@ def fault_plan(experiment: Experiment) -> FaultPlan:
 def strategy_settings(experiment: Experiment) -> StrategySettings:
     """Return how updates become a model."""
     federation = experiment.federation
-    bound = {} if federation.max_update_norm is None else {"max_update_norm": federation.max_update_norm}
     return StrategySettings(
         name=federation.strategy,
         learning_rate=federation.server_learning_rate,
         trim=federation.trim,
         num_byzantine=federation.num_byzantine,
-        **bound,
+        max_update_norm=federation.max_update_norm or DEFAULT_MAX_UPDATE_NORM,
     )

@@ -149,7 +149,7 @@ class Pace:
 
 
 def choose(*, as_json: bool, stream: TextIO) -> Progress:
-    """Return the display that fits: a table in a terminal, lines elsewhere (to `stream`), nothing but lines for JSON."""
+    """Return the display that fits: a table in a terminal, lines elsewhere."""
     if not as_json and stream.isatty():
         return LiveTable(Console(file=stream))
     return PlainLines(stream)

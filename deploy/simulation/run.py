@@ -36,7 +36,6 @@ from server.rounds import enrol
 from vae.data.cohort import SiteData
 from vae.spec import ModelSpec
 
-
 LATENT_POINTS = 10
 
 
@@ -114,7 +113,10 @@ def train(setting: Setting) -> Trained:
     spec = experiment.model_spec(first.record_shape, len(first.covariate_names))
     names = (*experiment.site_names, POOLED) if "centralised" in experiment.arms else experiment.site_names
     virtual = VirtualSites(
-        experiment=experiment.model_dump_json(), sites=names, folder=setting.out / "sites", cache=setting.cache
+        experiment=experiment.model_dump_json(),
+        sites=names,
+        folder=setting.out / "sites",
+        cache=setting.cache,
     )
 
     def work(grid: Grid) -> Trained:
@@ -176,11 +178,15 @@ class _Training:
             arms.append(Arm(name=OWN, weights={site: weights[site] for site in local}))
             if len(local) <= MAX_ALONE_ARMS:
                 arms += [
-                    Arm(name=document.alone(site), weights=dict.fromkeys(local, weights[site])) for site in local
+                    Arm(name=document.alone(site), weights=dict.fromkeys(local, weights[site]))
+                    for site in local
                 ]
         if central:
             arms.append(
-                Arm(name=document.CENTRALISED, weights=dict.fromkeys(self._experiment.site_names, weights[POOLED]))
+                Arm(
+                    name=document.CENTRALISED,
+                    weights=dict.fromkeys(self._experiment.site_names, weights[POOLED]),
+                )
             )
         return arms
 
@@ -227,7 +233,10 @@ class _Training:
             return dict.fromkeys(plan.site_weights, ended.state.weights)
         folder = self._setting.out / "sites"
         return {
-            site: {**local_weights(folder / site, plan.run_id, plan.model, plan.sharing, plan.rounds), **ended.state.weights}
+            site: {
+                **local_weights(folder / site, plan.request(site, plan.rounds, ""), plan.rounds),
+                **ended.state.weights,
+            }
             for site in plan.site_weights
         }
 

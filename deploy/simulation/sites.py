@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from client.app import make_app
 from client.contract import Plan, TrainRequest
 from deploy.config import Experiment
+from deploy.sources import DicomData, NiftiData, TableData
 from privacy.accounting import Release
 from privacy.noise import Randomness, SeededRandomness
 from privacy.unsafe import UnsafeWarning
@@ -51,7 +52,7 @@ def open_site(experiment: Experiment, site: str, cache: Path) -> SiteData:
         from vae.data.abide import open_abide
 
         return open_abide(data.to_spec(), cache=cache)[site]
-    return hold_out(_open_cohort(experiment, site, cache), data.held_out)
+    return hold_out(_open_cohort(data, site, cache), data.held_out)
 
 
 def hold_out(cohort: Cohort, share: float) -> SiteData:
@@ -111,21 +112,19 @@ def _prepare_one(text: str, site: str, cache: Path) -> str:
     return site
 
 
-def _open_cohort(experiment: Experiment, site: str, cache: Path) -> Cohort:
+def _open_cohort(data: NiftiData | DicomData | TableData, site: str, cache: Path) -> Cohort:
     """Return a hospital's own files as a cohort."""
-    data = experiment.data
-    source = data.to_specs()[site]
     if data.kind == "nifti":
         from vae.data.nifti import open_nifti
 
-        return open_nifti(source, name=site, cache=cache)[0]
+        return open_nifti(data.to_specs()[site], name=site, cache=cache)[0]
     if data.kind == "dicom":
         from vae.data.dicom import open_dicom
 
-        return open_dicom(source, name=site, cache=cache)[0]
+        return open_dicom(data.to_specs()[site], name=site, cache=cache)[0]
     from vae.data.tabular import open_table
 
-    return open_table(source, name=site)[0]
+    return open_table(data.to_specs()[site], name=site)[0]
 
 
 class SimulatedSpending:
@@ -205,9 +204,7 @@ class VirtualSites:
 
         def open_data() -> SiteData:
             if name == POOLED:
-                return pool(
-                    {site: open_site(experiment, site, self.cache) for site in experiment.site_names}
-                )
+                return pool({site: open_site(experiment, site, self.cache) for site in experiment.site_names})
             return open_site(experiment, name, self.cache)
 
         def randomness(request: TrainRequest) -> Randomness:

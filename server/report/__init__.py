@@ -1,8 +1,11 @@
 """The report of a federated run: `write(report, folder)` makes `report.html` and `report.json`.
 
     document   what a report holds (frozen values, filled by whoever ran it)
-    verdict    the numbers in plain words, never more than they show
-    figures    plots; panels: scans; tables: tables and the terminal's summary
+    verdict    the numbers in plain words, never more than they show; promise: what is promised to a patient
+    measures   how to read a metric; words: numbers and names as text
+    figures    plots of the run; arms: of results; canvas: their style
+    slices     the images of a report; panels: drawn
+    tables     tables, and the terminal's summary
     export     strict JSON and its schema
     page       the self-contained page
 
@@ -20,7 +23,6 @@ from server.report.document import (
     LatentUse,
     MetricFacts,
     ModelFacts,
-    Panels,
     PlanFacts,
     PrivacyFacts,
     RejectedRow,
@@ -31,11 +33,14 @@ from server.report.document import (
     SitePrivacy,
     Timings,
     alone,
+    status_of,
 )
 from server.report.export import SCHEMA, to_document, to_json
 from server.report.page import render, write
+from server.report.promise import banner
+from server.report.slices import Panels
 from server.report.tables import summary_text
-from server.report.verdict import banner, cautions, verdict
+from server.report.verdict import cautions, verdict
 
 __all__ = [
     "ALONE",
@@ -63,6 +68,7 @@ __all__ = [
     "banner",
     "cautions",
     "render",
+    "status_of",
     "summary_text",
     "to_document",
     "to_json",

@@ -14,14 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+from server.report.slices import Panels
 
 PrivacyClaim = Literal["dp", "seeded", "none"]
 Status = Literal["admitted", "failed", "rejected", "late", "silent"]
 Better = Literal["higher", "lower", "neither"]
 Interval = tuple[float, float]
-Image = npt.NDArray[np.float32]
 
 MEAN = "predict-the-mean"
 FEDERATED = "federated"
@@ -31,6 +29,18 @@ ALONE = "alone:"
 
 STATUSES: tuple[Status, ...] = ("admitted", "failed", "rejected", "late", "silent")
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def status_of(reason: str) -> tuple[Status, str]:
+    """Return how a contribution that did not count is shown: its status, and a detail.
+
+    Args:
+        reason: As `server.admission.Rejection.reason` gives it: `no-reply`, `late`, `site-failed:CODE`, or
+            why the update was refused.
+    """
+    code, _, detail = reason.partition(":")
+    others: dict[str, Status] = {"no-reply": "silent", "late": "late", "site-failed": "failed"}
+    return (others[code], detail) if code in others else ("rejected", reason)
 
 
 def alone(site: str) -> str:
@@ -178,7 +188,10 @@ class MetricFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedRow:
-    """An update that admission refused."""
+    """A contribution that did not count; `site` is the name it came under, enrolled or not.
+
+    The page calls it refused only where `status_of(reason)` says so.
+    """
 
     round: int
     site: str
@@ -221,56 +234,6 @@ class LatentUse:
     round: int
     kl_per_latent: tuple[float, ...]
     active_units: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Panels:
-    """Slices to look at; row 0 of an image is drawn at the top.
-
-    Shapes: N test scans, H W pixels, K latents, T steps, M samples.
-
-    Attributes:
-        original: [N, H, W], intensity of the input.
-        reconstruction: [N, H, W]: what the model expects of a healthy person.
-        residual: [N, H, W]: original minus reconstruction.
-        zmap: [N, H, W]: residual in standard deviations of healthy residuals; None without a reference.
-        labels: N captions of the columns, such as "hypometabolism 30 %". Never a patient's key.
-        truth: [N, H, W] bool: where the change really is; None where that is not known.
-        traversals: [K, T, H, W] decoded along single latents; None: not drawn.
-        traversal_labels: K captions.
-        traversal_values: T positions [prior standard deviations].
-        samples: [M, H, W] decoded from the prior; None: not drawn.
-    """
-
-    original: Image
-    reconstruction: Image
-    residual: Image
-    labels: tuple[str, ...]
-    zmap: Image | None = None
-    truth: npt.NDArray[np.bool_] | None = None
-    traversals: Image | None = None
-    traversal_labels: tuple[str, ...] = ()
-    traversal_values: tuple[float, ...] = ()
-    samples: Image | None = None
-
-    def __post_init__(self) -> None:
-        shape = self.original.shape
-        if len(shape) != 3 or shape[0] < 1:
-            raise ValueError(f"panels: original must be [N, H, W] with N >= 1, not {shape}")
-        for name in ("reconstruction", "residual", "zmap", "truth"):
-            array = getattr(self, name)
-            if array is not None and array.shape != shape:
-                raise ValueError(f"panels: {name} must have the shape of original {shape}, not {array.shape}")
-        if len(self.labels) != shape[0]:
-            raise ValueError(f"panels: {shape[0]} scans need as many labels, not {len(self.labels)}")
-        if self.samples is not None and self.samples.ndim != 3:
-            raise ValueError(f"panels: samples must be [M, H, W], not {self.samples.shape}")
-        if self.traversals is not None:
-            expected = (len(self.traversal_labels), len(self.traversal_values))
-            if self.traversals.ndim != 4 or self.traversals.shape[:2] != expected:
-                raise ValueError(
-                    f"panels: traversals must be [K, T, H, W] with (K, T) = {expected} by their labels"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +318,6 @@ def _problems(report: Report) -> list[str]:
     """Return what does not fit together."""
     known = set(report.sites)
     rows: list[tuple[str, set[str]]] = [
-        ("rejected", {row.site for row in report.rejected}),
         ("participation", {row.site for row in report.participation}),
         ("curves", {row.site for row in report.curves}),
     ]

@@ -15,7 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 from server.report.document import STATUSES, Report
-from server.report.verdict import cautions, claim_of, verdict
+from server.report.promise import claim_of
+from server.report.verdict import cautions, verdict
 
 SCHEMA_VERSION = 1
 

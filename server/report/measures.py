@@ -21,6 +21,7 @@ from server.report.document import (
     MetricFacts,
     Report,
 )
+from server.report.words import decimals
 
 Comparison = Literal["better", "worse", "unclear", "unknown"]
 
@@ -50,6 +51,8 @@ _KNOWN: tuple[MetricFacts, ...] = (
     MetricFacts(name="nll", label="negative log-likelihood", better="lower", caution=PARITY),
     MetricFacts(name="healthiness", label="healthiness", better="neither", caution=HEALTHINESS),
 )
+_WORDS = {"zmap": "Z-map", "brain": "in the brain", "within-site": "within a site", "mse": "squared error"}
+_IMPLIED = frozenset({"anomaly", "reconstruction", "pseudo-healthy"})
 _DETECTION = frozenset({"auroc", "auc", "auprc", "dice", "sensitivity", "specificity", "f1", "accuracy"})
 
 
@@ -103,19 +106,46 @@ def difference(
 
 
 def columns(report: Report) -> tuple[tuple[str, str], ...]:
-    """Return the distinct (task, metric) pairs: the primary one first, then detection, then the rest."""
+    """Return the distinct (task, metric) pairs, those that judge detection first."""
     seen = dict.fromkeys((row.task, row.metric) for row in report.results)
-    first = report.primary
-    return tuple(sorted(seen, key=lambda pair: (pair != first, not is_detection(pair[1]))))
+    return tuple(sorted(seen, key=lambda pair: not is_detection(pair[1])))
+
+
+def primary(report: Report) -> tuple[str, str] | None:
+    """Return the (task, metric) that the verdict is about: as asked for, else the first that has a direction."""
+    pairs = columns(report)
+    if report.primary in pairs:
+        return report.primary
+    directed = [pair for pair in pairs if measure(report, pair[1]).better != "neither"]
+    return next(iter(directed or pairs), None)
 
 
 def column_label(report: Report, task: str, metric: str) -> str:
-    """Return a metric in words, with its task where there is more than one or the task says something."""
-    return (
-        f"{measure(report, metric).label}, {task.replace('_', ' ')}"
-        if task
-        else measure(report, metric).label
+    """Return a metric in words, with its task unless the metric implies it: "AUROC (Z-map, 30 %)"."""
+    label = measure(report, metric).label
+    return label if not task or task in _IMPLIED else f"{label} for {task.replace('_', ' ')}"
+
+
+def column_places(report: Report, task: str, metric: str) -> int | None:
+    """Return how many decimals the values of a metric deserve, by the width of their intervals."""
+    return decimals(
+        abs(row.ci95[1] - row.ci95[0])
+        for row in report.results
+        if (row.task, row.metric) == (task, metric) and row.ci95 is not None
     )
+
+
+def degrees(report: Report) -> dict[tuple[str, str], tuple[tuple[float, str], ...]]:
+    """Return (task, stem) -> (degree, metric) of metrics that differ in a degree alone, as `dice_5`, `_30`.
+
+    The number at the end is the degree of the disease in percent; a family has three members at least.
+    """
+    families: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for task, metric in columns(report):
+        stem, _, degree = metric.rpartition("_")
+        if stem and re.fullmatch(r"\d+(\.\d+)?", degree):
+            families.setdefault((task, stem), []).append((float(degree), metric))
+    return {key: tuple(sorted(members)) for key, members in families.items() if len(members) >= 3}
 
 
 def arm_label(report: Report, arm: str) -> str:
@@ -123,49 +153,16 @@ def arm_label(report: Report, arm: str) -> str:
     if arm.startswith(ALONE):
         return f"{arm.removeprefix(ALONE)} alone"
     claims = {row.claim for row in report.privacy.per_site} if report.privacy else set()
-    noise = "with differential privacy" if claims == {"dp"} else "DP noise without a claim"
+    noise = "Federated with DP" if claims == {"dp"} else "Federated, DP not claimed"
     if claims in ({"seeded"}, {"seeded", "dp"}):
-        noise = "seeded DP noise"
+        noise = "Federated, seeded DP noise"
     named = {
         MEAN: "Predict the mean",
         FEDERATED: "Federated, no privacy",
-        FEDERATED_DP: f"Federated, {noise}",
+        FEDERATED_DP: noise,
         CENTRALISED: "Centralised, no privacy",
     }
     return named.get(arm, arm)
-
-
-def number(value: float | None, *, signed: bool = False) -> str:
-    """Return a number with three significant digits, in words where it is none."""
-    if value is None or math.isnan(value):
-        return "n/a"
-    sign = "−" if value < 0 else "+" if signed and value > 0 else ""
-    size = abs(value)
-    if math.isinf(size):
-        return f"{sign}∞"
-    if size == 0:
-        return "0"
-    if size >= 1000:
-        return f"{sign}{size:,.0f}"
-    return sign + (f"{size:.2e}" if size < 1e-3 else f"{size:#.3g}".rstrip("."))
-
-
-def interval(ci95: Interval | None, *, signed: bool = False) -> str:
-    """Return an interval as "low to high"."""
-    if ci95 is None:
-        return "no interval"
-    return f"{number(ci95[0], signed=signed)} to {number(ci95[1], signed=signed)}"
-
-
-def count(quantity: int, noun: str) -> str:
-    """Return "1 site", "4 sites"."""
-    return f"{quantity:,} {noun}{'' if quantity == 1 else 's'}"
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Return a name that is safe to print: no control or direction-changing characters, no endless length."""
-    clean = "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def _tokens(metric: str) -> list[str]:
@@ -174,6 +171,9 @@ def _tokens(metric: str) -> list[str]:
 
 
 def _in_words(metric: str, known: MetricFacts) -> str:
-    """Return the known label with the other words of the name behind it."""
-    rest = " ".join(token for token in _tokens(metric) if token != known.name)
-    return f"{known.label} ({rest})"
+    """Return the known label with the other words of the name behind it: "AUROC (Z-map, 30 %)"."""
+    rest = "_".join(token for token in _tokens(metric) if token != known.name).replace(
+        "within_site", "within-site"
+    )
+    said = [_WORDS.get(token, f"{token} %" if token.isdigit() else token) for token in rest.split("_")]
+    return f"{known.label} ({', '.join(said)})"

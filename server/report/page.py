@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.report import figures, tables
-from server.report.document import STATUSES, Report
+from server.report import arms, figures, tables
+from server.report.document import STATUSES, Report, status_of
 from server.report.export import to_json
-from server.report.measures import columns, count, measure, number, shown
+from server.report.measures import columns, degrees, measure, primary
 from server.report.panels import gallery
-from server.report.verdict import banner, cautions, claim_of, findings
+from server.report.promise import banner, claim_of
+from server.report.verdict import cautions, findings
+from server.report.words import count, number, shown, small
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -78,23 +80,27 @@ def render(report: Report) -> str:
         number=number,
         count=count,
         shown=shown,
+        small=small,
         **_view(report),
     )
 
 
 def _view(report: Report) -> dict[str, Any]:
     """Return what the template shows, computed."""
-    pairs = columns(report)
+    pairs, first = columns(report), primary(report)
     privacy = report.privacy
     return {
         "banner": banner(report),
         "claim": claim_of(report),
         "findings": findings(report),
         "cautions": cautions(report),
-        "key": _plot(figures.forest(report, only=pairs[0]), _forest_alt(report, pairs[:1]))
-        if pairs
+        "key": _plot(arms.forest(report, only=first), _forest_alt(report, (first,))) if first else None,
+        "forest": _plot(arms.forest(report), _forest_alt(report, arms.charted(report))) if pairs else None,
+        "severity": _plot(arms.severity(report), "each metric by degree of the disease, a line an arm")
+        if degrees(report)
         else None,
-        "forest": _plot(figures.forest(report), _forest_alt(report, pairs)) if pairs else None,
+        "refused": [row for row in report.rejected if status_of(row.reason)[0] == "rejected"],
+        "across": len(pairs) > 6,
         "epsilon": _plot(
             figures.epsilon(report), "epsilon by round and by site; the table below has the numbers"
         )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from server.report.document import Image, Panels, Report
+from server.report.document import Report
+from server.report.slices import Image, Panels
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -62,6 +63,7 @@ class Gallery:
         traversals: (caption, data URI of a strip) a latent.
         steps: Labels of the traversal's columns.
         samples: Data URIs of decoded samples.
+        example: Which of the scans stands at the head of the page.
     """
 
     labels: tuple[str, ...]
@@ -72,11 +74,16 @@ class Gallery:
     traversals: tuple[tuple[str, str], ...]
     steps: tuple[str, ...]
     samples: tuple[str, ...]
+    example: int
 
     @property
     def hero(self) -> tuple[Row, ...]:
         """Return the rows for the head of the page: scan, healthy twin, and the last and most telling one."""
         return (self.rows[0], self.rows[1], self.rows[-1])
+
+    def tile(self, row: Row) -> tuple[str, str]:
+        """Return the picture of the example in a row, and its caption for those who cannot see it."""
+        return row.tiles[self.example], row.alts[self.example]
 
 
 def gallery(report: Report) -> Gallery | None:
@@ -100,6 +107,7 @@ def gallery(report: Report) -> Gallery | None:
         ),
         steps=tuple(f"{value:+.1f}".replace("-", "−") if value else "0" for value in panels.traversal_values),
         samples=tuple(_uri(_tile(_grey(sample, window), stamp, side=112)) for sample in samples[:16]),
+        example=min(panels.example, MAX_SCANS - 1),
     )
 
 
@@ -252,10 +260,9 @@ def _tile(pixels: _Rgb, stamp: str, *, side: int = TILE) -> Picture:
     if stamp:
         size = 11 if side >= TILE else 9
         at = (3, picture.height - size - 4)
-        draw = ImageDraw.Draw(picture)
-        draw.text(
-            at, stamp, fill="white", font=ImageFont.load_default(size), stroke_width=1, stroke_fill="black"
-        )
+        corner = np.asarray(picture.convert("L"))[at[1] :, : 6 * size]
+        ink = "#1b2530" if corner.size and corner.mean() > 127 else "white"
+        ImageDraw.Draw(picture).text(at, stamp, fill=ink, font=ImageFont.load_default(size))
     return picture
 
 

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 from server.report.document import MEAN, Report, ResultRow, Status
 from server.report.figures import drawn_sites
@@ -16,17 +17,18 @@ from server.report.measures import (
     Comparison,
     arm_label,
     column_label,
+    column_places,
     columns,
     compare,
-    interval,
     measure,
-    number,
-    shown,
+    primary,
 )
-from server.report.verdict import banner, claim_of, most_spent, verdict
+from server.report.promise import banner, claim_of, most_spent
+from server.report.verdict import verdict
+from server.report.words import decimals, interval, number, shown, small, up
 
 ROUNDS_PER_BLOCK = 50
-MARKS: dict[Status, str] = {"admitted": "", "failed": "F", "rejected": "R", "late": "L", "silent": "–"}
+MARKS: dict[Status, str] = {"admitted": "·", "failed": "F", "rejected": "R", "late": "L", "silent": "–"}
 MEANINGS: dict[Status, str] = {
     "admitted": "in the model",
     "failed": "the site failed (code only, no text)",
@@ -79,12 +81,13 @@ def arm_rows(report: Report) -> tuple[ArmRow, ...]:
     pairs = columns(report)
     found = {(row.arm, row.task, row.metric): row for row in report.results}
     best = {pair: _best(report, *pair) for pair in pairs}
+    places = {pair: column_places(report, *pair) for pair in pairs}
     return tuple(
         ArmRow(
             label=arm_label(report, arm),
             baseline=arm == MEAN,
             subject=arm == report.subject,
-            cells=tuple(_cell(found.get((arm, *pair)), best[pair]) for pair in pairs),
+            cells=tuple(_cell(found.get((arm, *pair)), best[pair], places[pair]) for pair in pairs),
         )
         for arm in report.arms
     )
@@ -96,8 +99,8 @@ def glance(report: Report) -> tuple[tuple[str, str], ...]:
     claim, spent = claim_of(report), most_spent(report)
     privacy = ("none", "privacy")
     if spent is not None and report.privacy is not None and claim != "none":
-        said = "epsilon (PLD)" if claim == "dp" else "epsilon if noise were secure: no claim"
-        privacy = (number(spent[0]), f"{said}, delta {report.privacy.delta:g}")
+        said = f"epsilon ({spent.accountant})" if claim == "dp" else "epsilon if noise were secure: no claim"
+        privacy = (up(spent.epsilon), f"{said}, delta {small(report.privacy.delta)}")
     return (
         (f"{len(report.sites):,}", "simulated sites" if report.simulated else "hospitals"),
         (f"{report.rounds_completed} of {report.rounds_planned}", "rounds completed"),
@@ -116,17 +119,20 @@ def heads(report: Report) -> tuple[tuple[str, str], ...]:
 
 
 def comparisons(report: Report) -> tuple[Compared, ...]:
-    """Return the paired differences in words."""
-    return tuple(
-        Compared(
-            label=f"{arm_label(report, row.arm_a)} − {arm_label(report, row.arm_b)}",
-            metric=column_label(report, row.task, row.metric),
-            value=number(row.value, signed=True),
-            interval=interval(row.ci95, signed=True),
-            outcome=compare(row.value, row.ci95, measure(report, row.metric).better),
+    """Return the paired differences in words, those against the baseline first."""
+    found = []
+    for row in sorted(report.differences, key=lambda row: MEAN not in (row.arm_a, row.arm_b)):
+        places = None if row.ci95 is None else decimals([abs(row.ci95[1] - row.ci95[0])])
+        found.append(
+            Compared(
+                label=f"{arm_label(report, row.arm_a)} − {arm_label(report, row.arm_b)}",
+                metric=column_label(report, row.task, row.metric),
+                value=number(row.value, signed=True, places=places),
+                interval=interval(row.ci95, signed=True, places=places),
+                outcome=compare(row.value, row.ci95, measure(report, row.metric).better),
+            )
         )
-        for row in report.differences
-    )
+    return tuple(found)
 
 
 def attendance(report: Report) -> tuple[Block, ...]:
@@ -152,8 +158,14 @@ def attendance(report: Report) -> tuple[Block, ...]:
 
 def fates(report: Report) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
     """Return site -> (what was lost and why, how often), sites with most losses first."""
+    words: dict[Status, str] = {
+        "failed": "failed",
+        "rejected": "refused",
+        "late": "late",
+        "silent": "no answer",
+    }
     lost = Counter(
-        (row.site, f"{row.status}: {row.detail}" if row.detail else row.status)
+        (row.site, f"{words[row.status]}: {row.detail}" if row.detail else words[row.status])
         for row in report.participation
         if row.status != "admitted"
     )
@@ -162,45 +174,49 @@ def fates(report: Report) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
     return tuple(sorted(lines, key=lambda line: -sum(times for _, times in line[1])))
 
 
-def summary_text(report: Report) -> str:
-    """Return the plain-text summary for a terminal: verdict, table of arms, time."""
-    pairs = columns(report)
+def summary_text(report: Report, path: Path | None = None) -> str:
+    """Return the plain-text summary for a terminal: verdict, table of arms, time, and where the page lies."""
     warning = banner(report)
     lines = [f"{shown(report.name)}: " + ("simulation" if report.simulated else "federated run")]
     lines += [f"! {warning.text}"] if warning else []
     lines += [f"- {text}" for text in verdict(report)]
-    if pairs:
-        table = [("", *(shown(label, 32) for label, _ in heads(report)))]
-        for row in arm_rows(report):
-            cells = (
-                f"{cell.value} [{cell.interval}]{' *' * cell.best}" if cell else "n/a" for cell in row.cells
-            )
-            table.append((shown(row.label, 44), *cells))
-        widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
-        lines.append("")
-        lines += [
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        ]
-        lines.append("* best value in its column; [95 % bootstrap interval]")
+    lines += ["", *_plain_table(report)] if columns(report) else []
     lines.append(
         f"{number(report.timings.wall_s)} s in all, {number(report.timings.train_cpu_s)} s CPU in training, "
         f"{number(report.timings.overhead_s_per_round)} s overhead a round"
     )
+    lines += [f"Report: {path}"] if path else []
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: ResultRow | None, best: float | None) -> Cell | None:
+def _plain_table(report: Report, most: int = 3) -> list[str]:
+    """Return the arms and the first measures as lines of text, the primary one first."""
+    pairs, labels = columns(report), [label for label, _ in heads(report)]
+    order = sorted(range(len(pairs)), key=lambda place: pairs[place] != primary(report))[:most]
+    table = [("", *(shown(labels[place], 34) for place in order))]
+    for row in arm_rows(report):
+        cells = (row.cells[place] for place in order)
+        said = (f"{cell.value} [{cell.interval}]{' *' * cell.best}" if cell else "n/a" for cell in cells)
+        table.append((shown(row.label, 30), *said))
+    widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
+    lines = ["  ".join(text.ljust(size) for text, size in zip(line, widths, strict=True)) for line in table]
+    more = f"; {len(pairs) - most} more measures in the report" if len(pairs) > most else ""
+    return [line.rstrip() for line in lines] + [f"* best of its measure; [95 % bootstrap interval]{more}", ""]
+
+
+def _cell(row: ResultRow | None, best: float | None, places: int | None) -> Cell | None:
     """Return the texts of one value."""
     if row is None:
         return None
     return Cell(
-        value=number(row.value), interval=interval(row.ci95), best=best is not None and row.value == best
+        value=number(row.value, places=places),
+        interval=interval(row.ci95, places=places),
+        best=best is not None and row.value == best,
     )
 
 
 def _best(report: Report, task: str, metric: str) -> float | None:
-    """Return the best value of a column, or None where there is no better or worse or nothing to choose from."""
+    """Return the best value of a column, or None without a direction or a choice."""
     values = [
         row.value
         for row in report.results

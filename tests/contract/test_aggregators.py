@@ -64,7 +64,9 @@ def test_the_order_of_arrival_changes_no_bit(rule: Aggregator) -> None:
 
 def test_equal_updates_come_back_unchanged(rule: Aggregator) -> None:
     # 2**-20 steps are on the grid of the mean, and exact in every sum.
-    same = {name: np.asarray(np.round(array * 2**20) / 2**20, np.float32) for name, array in _update(3).items()}
+    same = {
+        name: np.asarray(np.round(array * 2**20) / 2**20, np.float32) for name, array in _update(3).items()
+    }
     result = _aggregate(rule, [(site, same) for site in UPDATES])
     for name in SHAPES:
         np.testing.assert_array_equal(result[name], same[name])
@@ -81,8 +83,8 @@ def test_each_coordinate_lies_between_the_smallest_and_the_largest(rule: Aggrega
 def test_the_arguments_are_left_alone(rule: Aggregator) -> None:
     before = {site: _bytes(update) for site, update in UPDATES.items()}
     result = _aggregate(rule, list(UPDATES.items()))
-    for array in result.values():
-        array += 1
+    for name in result:
+        result[name] += 1
     assert {site: _bytes(update) for site, update in UPDATES.items()} == before
 
 
@@ -94,7 +96,9 @@ def test_a_second_round_knows_nothing_of_the_first(rule: Aggregator) -> None:
 
 
 def test_memory_order_does_not_matter(rule: Aggregator) -> None:
-    turned = {site: {n: np.array(a, order="F") for n, a in update.items()} for site, update in UPDATES.items()}
+    turned = {
+        site: {n: np.array(a, order="F") for n, a in update.items()} for site, update in UPDATES.items()
+    }
     assert _bytes(_aggregate(rule, list(turned.items()))) == _bytes(_aggregate(rule, list(UPDATES.items())))
 
 
@@ -102,7 +106,9 @@ def test_too_few_updates_are_refused_by_name(rule: Aggregator) -> None:
     rule.begin(_update(99))
     for site in list(UPDATES)[: rule.minimum_updates - 1]:
         rule.add(site, 1.0, UPDATES[site])
-    with pytest.raises(AggregationError, match=f"{rule.minimum_updates - 1} updates, needs {rule.minimum_updates}"):
+    with pytest.raises(
+        AggregationError, match=f"{rule.minimum_updates - 1} updates, needs {rule.minimum_updates}"
+    ):
         rule.finish()
 
 
@@ -134,12 +140,46 @@ def test_a_weight_is_in_0_to_1(rule: Aggregator, weight: float) -> None:
     ],
     ids=["missing", "unexpected", "shape", "dtype"],
 )
-def test_an_update_that_does_not_fit_the_base_is_a_mistake(rule: Aggregator, change: Callable[[Weights], object]) -> None:
+def test_an_update_that_does_not_fit_the_base_is_a_mistake(
+    rule: Aggregator, change: Callable[[Weights], object]
+) -> None:
     update = _update(1)
     change(update)
     rule.begin(_update(99))
     with pytest.raises(ValueError, match="site-1: names, shapes or dtypes"):
         rule.add("site-1", 1.0, update)
+
+
+def test_a_refusal_makes_no_rule_need_more_and_is_forgotten_after_the_round(rule: Aggregator) -> None:
+    rule.begin(_update(99))
+    rule.refuse("site-9")
+    for site in list(UPDATES)[: rule.minimum_updates]:
+        rule.add(site, 1.0, UPDATES[site])
+    rule.finish()
+    rule.begin(_update(99))
+    for site in list(UPDATES)[: rule.minimum_updates - 1]:
+        rule.add(site, 1.0, UPDATES[site])
+    with pytest.raises(AggregationError, match="needs"):
+        rule.finish()
+
+
+@pytest.mark.parametrize(("num_refused", "needed"), [(0, 7), (1, 5), (2, 3), (3, 3)])
+def test_krum_need_not_withstand_again_what_was_refused(
+    num_refused: int, needed: int, tmp_path: Path
+) -> None:
+    # f = 2: 2 f + 3 = 7; each refusal by name leaves one hostile update fewer among those admitted, never less than 0.
+    krum = Spooled(rule=Krum(num_byzantine=2), scratch=tmp_path)
+    for count in (needed, needed - 1):
+        krum.begin(_update(99))
+        for index in range(num_refused):
+            krum.refuse(f"hostile-{index}")
+        for index in range(count):
+            krum.add(f"site-{index}", 1.0, _update(index))
+        if count == needed:
+            krum.finish()
+        else:
+            with pytest.raises(AggregationError, match=f"{count} updates, needs {needed}"):
+                krum.finish()
 
 
 def test_nothing_works_before_begin_or_after_finish(rule: Aggregator) -> None:

@@ -43,19 +43,26 @@ def robust(rule: Rule, stack: np.ndarray, order: list[int] | None = None) -> np.
     """Return a robust rule's aggregate."""
     with tempfile.TemporaryDirectory() as scratch:
         return aggregate(
-            Spooled(rule=rule, scratch=Path(scratch)), stack, [1.0] * len(stack), order or list(range(len(stack)))
+            Spooled(rule=rule, scratch=Path(scratch)),
+            stack,
+            [1.0] * len(stack),
+            order or list(range(len(stack))),
         )
 
 
 @EXAMPLES
 @given(stack=stacks(1, 9), data=st.data())
-def test_weighted_mean_is_within_its_stated_error_of_the_exact_one(stack: np.ndarray, data: st.DataObject) -> None:
+def test_weighted_mean_is_within_its_stated_error_of_the_exact_one(
+    stack: np.ndarray, data: st.DataObject
+) -> None:
     shares = data.draw(st.lists(weights, min_size=len(stack), max_size=len(stack)))
     rule = WeightedMean(max_abs=1000.0)
     result = aggregate(rule, stack, shares, list(range(len(stack))))
     total = sum(Fraction(share) for share in shares)
     for column in range(COORDINATES):
-        terms = (Fraction(share) * Fraction(float(x)) for share, x in zip(shares, stack[:, column], strict=True))
+        terms = (
+            Fraction(share) * Fraction(float(x)) for share, x in zip(shares, stack[:, column], strict=True)
+        )
         exact = sum(terms, Fraction(0)) / total
         # The grid's bound as documented; the products and the division in float64; one rounding to float32.
         bound = len(stack) * rule.unit / (2 * float(total)) + 1e-12 * abs(float(exact)) + 1e-15
@@ -117,7 +124,9 @@ def naive_krum(stack: np.ndarray, f: int, m: int) -> np.ndarray:
     scores = []
     for i, row in enumerate(rows):
         distances = sorted(
-            sum((a - b) ** 2 for a, b in zip(row, other, strict=True)) for j, other in enumerate(rows) if j != i
+            sum((a - b) ** 2 for a, b in zip(row, other, strict=True))
+            for j, other in enumerate(rows)
+            if j != i
         )
         scores.append((sum(distances[: len(rows) - f - 2]), i))
     chosen = [i for _, i in sorted(scores)[:m]]
@@ -134,7 +143,9 @@ def test_krum_is_the_papers(seed: int, n: int, m: int) -> None:
 
 @EXAMPLES
 @given(stack=stacks(6, 6), attack=st.floats(-1e6, 1e6, width=32), data=st.data())
-@pytest.mark.parametrize("rule", [CoordinateMedian(), TrimmedMean(trim=1), Krum(num_byzantine=1)], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "rule", [CoordinateMedian(), TrimmedMean(trim=1), Krum(num_byzantine=1)], ids=lambda r: r.name
+)
 def test_one_hostile_update_moves_no_coordinate_beyond_the_honest_ones(
     rule: Rule, stack: np.ndarray, attack: float, data: st.DataObject
 ) -> None:

@@ -23,13 +23,19 @@ ROWS = 4
 KL_WEIGHT = 0.7
 Rows = dict[str, Tensor]  # parameter name -> [B, *shape]
 
-# Opacus 1.6 hooks the first layer, whose input needs no gradient; torch remarks on that. The result is right: see
-# the test that the three ways agree.
+# Opacus 1.6 hooks the first layer, whose input needs no gradient; torch remarks on that. The result is
+# right: see the test that the three ways agree.
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
 
 def losses(model: GaussianVae, inputs: Inputs) -> Tensor:
     return model(inputs.values, inputs.covariates, inputs.noise, KL_WEIGHT)
+
+
+def one_by_one(model: GaussianVae, inputs: Inputs) -> Tensor:
+    """Return the losses of batches of one."""
+    rows = zip(*(each.split(1) for each in (inputs.values, inputs.covariates, inputs.noise)), strict=True)
+    return torch.cat([model(*row, KL_WEIGHT) for row in rows])
 
 
 def rows_by_vmap(model: GaussianVae, inputs: Inputs) -> Rows:
@@ -139,15 +145,16 @@ def test_a_batch_and_its_records_alone_have_equal_losses(name):
     inputs = make_inputs(spec, rows=ROWS, seed=2)
     with torch.no_grad():
         batch = losses(model, inputs)
-        alone = torch.cat(
-            [
-                model(
-                    inputs.values[i : i + 1], inputs.covariates[i : i + 1], inputs.noise[i : i + 1], KL_WEIGHT
-                )
-                for i in range(ROWS)
-            ]
-        )
+        alone = one_by_one(model, inputs)
     torch.testing.assert_close(batch, alone, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", COUPLED[1:])  # a table's batch of one has no variance to divide by
+def test_control_batch_norm_gives_a_batch_and_its_records_alone_other_losses(name):
+    model = with_batch_norm(build(VARIANTS[name], seed=1)).eval()
+    inputs = make_inputs(model.spec, rows=ROWS, seed=2)
+    with torch.no_grad():
+        assert not torch.allclose(losses(model, inputs), one_by_one(model, inputs), rtol=1e-3)
 
 
 @pytest.mark.parametrize("engine", ["hooks", "autograd"])

@@ -1,7 +1,7 @@
 """Intervals cover at about their level, and a wrong way of drawing them does not.
 
-Each coverage is the share of simulated data sets whose interval holds the known truth. With 400 data sets a true 95 %
-is within 95 +- 3.3 % (3 standard errors); percentile intervals of 40 patients are known to be a little short of it.
+Each coverage is the share of simulated data sets whose interval holds the known truth. With 400 data sets a
+true 95 % is seen as 95 +- 3.3 % (3 standard errors); percentile intervals of 40 patients fall a little short.
 """
 
 from __future__ import annotations
@@ -55,13 +55,6 @@ def test_auroc_of_patients_with_several_records_is_covered():
         )
     assert 0.90 < coverage(truth, intervals) < 0.985
     assert coverage(truth + 0.15, intervals) < 0.50
-    records = [
-        metrics.bootstrap_ci(
-            metrics.auroc, values + shift * sick, sick, groups=np.arange(len(values)), num=400, seed=s
-        )
-        for s in range(1)
-    ]
-    assert records[0].high - records[0].low < intervals[-1].high - intervals[-1].low
 
 
 def test_paired_difference_is_tighter_than_the_two_intervals_suggest_and_covers():

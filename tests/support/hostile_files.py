@@ -1,4 +1,4 @@
-"""Builds scans that are honest and scans that lie, always in a temporary folder: no bomb is ever committed."""
+"""Builds scans that are honest and scans that lie, in temporary folders: no bomb is ever committed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,12 @@ def late_gzip_bomb(path: Path, array: np.ndarray, *, mebibytes: int) -> Path:
 
 
 def dicom_slice(
-    pixels: np.ndarray, *, patient: str = "P1", series: str = "1.2.3", position: float = 0.0, **elements: object
+    pixels: np.ndarray,
+    *,
+    patient: str = "P1",
+    series: str = "1.2.3",
+    position: float = 0.0,
+    **elements: object,
 ) -> Dataset:
     """Return an axial CT slice; `elements` overwrite what is set here, None deletes."""
     meta = FileMetaDataset()

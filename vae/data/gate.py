@@ -136,6 +136,8 @@ def inflated(stream: BinaryIO, *, compressed: bool) -> Iterator[BinaryIO]:
         raise RefusedFileError(Reason.TRUNCATED, "the gzip stream ends early") from None
     except (gzip.BadGzipFile, zlib.error):
         raise RefusedFileError(Reason.DECODING, "the gzip stream is damaged") from None
+    except OSError as error:  # a bad sector or a lost mount: one file, not the whole run
+        raise RefusedFileError(Reason.UNREADABLE, type(error).__name__) from None
 
 
 class _Fields(Protocol):

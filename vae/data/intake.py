@@ -82,9 +82,9 @@ def check_constants(names: Iterable[str], constants: Mapping[str, tuple[float, f
     for name in names:
         if name not in constants:
             raise DataError(
-                f"column {name!r} has no public constants; give (centre, scale) from published norms, for "
-                "example age: (50, 20), or (0, 1) to leave it as it is. Statistics of the site are never used: "
-                "they would cost privacy"
+                f"column {name!r} has no public constants; give (centre, scale) from published norms, "
+                "for example age: (50, 20), or (0, 1) to leave it as it is. Statistics of the site are never "
+                "used: they would cost privacy"
             )
         centre, scale = constants[name]
         if not (math.isfinite(centre) and math.isfinite(scale) and scale > 0):
@@ -146,7 +146,7 @@ def take_in(
         Usable records sorted by patient, then by local name; and the readiness report.
 
     Guarantees:
-        usable + refused = planned (test_intake.py).
+        usable + refused = planned (test_nifti.py).
     """
     kept: list[Kept] = []
     entries: list[Entry] = []

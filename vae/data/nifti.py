@@ -13,6 +13,7 @@ References: BIDS 1.10, "Magnetic Resonance Imaging data"; NIfTI-1.1.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,14 +125,19 @@ def _take_in(source: NiftiSource, name: str, cache: Cache) -> tuple[list[Kept], 
     def fetch(path: str, stored: Cache) -> tuple[str, Facts]:
         with open_inside(source.root, path) as stream:
             header = check_nifti_stream(stream, source.limits)
-            stream.seek(0)
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+            content = _digest(stream)
             load = lambda: _decode(stream, header, source.limits)  # noqa: E731
             return content, stored.fetch(content, load, limits=source.limits)
 
     return take_in(
         planned, fetch, name=name, cache=cache, columns=columns, threshold=source.quarantine_threshold
     )
+
+
+def _digest(stream: io.BufferedReader) -> str:
+    """Return the SHA-256 of the file as stored."""
+    with inflated(stream, compressed=False):
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _decode(stream: BinaryIO, header: NiftiHeader, limits: Limits) -> Volume:

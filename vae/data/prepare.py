@@ -132,9 +132,10 @@ def intensity_range(values: FloatArray, preparation: Preparation) -> tuple[float
     """
     if not np.isfinite(values).all():
         raise RefusedFileError(Reason.NON_FINITE, "the image holds NaN or infinity")
+    least, most = float(values.min()), float(values.max())
     if preparation.window is not None:
         low, high = preparation.window
-        if float(values.max()) <= low or float(values.min()) >= high:
+        if least == most or most <= low or least >= high:
             raise RefusedFileError(Reason.CONSTANT, f"no voxel inside the window {low} to {high}")
         return low, high
     low, high = (float(bound) for bound in np.percentile(values, preparation.percentiles))
@@ -155,9 +156,12 @@ def _transform(
 
     image: Any = MetaTensor(torch.from_numpy(volume.values)[None], affine=torch.from_numpy(volume.affine))
     image = Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
-    check_resampled(tuple(image.shape[1:]), image.affine.numpy(), preparation, limits)
     if preparation.spacing_mm is not None:
-        image = Spacing(pixdim=preparation.spacing_mm, mode="bilinear", padding_mode="border")(image)
+        resample = Spacing(pixdim=preparation.spacing_mm, mode="bilinear", padding_mode="border")
+        # ask for the size before taking the memory: thick or sheared voxels make much of a small file
+        planned: Any = resample(image, lazy=True)
+        check_size(tuple(planned.peek_pending_shape()), image.element_size(), limits)
+        image = resample(image)
     image = ScaleIntensityRange(a_min=window[0], a_max=window[1], b_min=0.0, b_max=1.0, clip=True)(image)
     if preparation.slab:
         middle = int(image.shape[-1]) // 2
@@ -166,22 +170,6 @@ def _transform(
     image = ResizeWithPadOrCrop(target)(image)
     prepared: npt.NDArray[np.generic] = image.as_tensor()[0].numpy()
     return prepared[..., 0] if preparation.slab else prepared
-
-
-def check_resampled(
-    shape: tuple[int, ...], affine: npt.NDArray[np.float64], preparation: Preparation, limits: Limits
-) -> None:
-    """Refuse a scan whose resampled grid would exceed the limit: thick voxels, and many of them.
-
-    Args:
-        shape: Sizes after the axes were turned.
-        affine: [4, 4], after the axes were turned.
-        preparation: Gives the new voxel size.
-        limits: Gives the cap.
-    """
-    if preparation.spacing_mm is not None:
-        extent = np.asarray(shape) * np.linalg.norm(affine[:3, :3], axis=0)
-        check_size(tuple(int(n) for n in np.ceil(extent / preparation.spacing_mm)), 4, limits)
 
 
 @functools.cache

@@ -99,7 +99,10 @@ def read_slice(stream: BinaryIO, limits: Limits) -> bytes:
     """
     if os.fstat(stream.fileno()).st_size > limits.max_slice_bytes:
         raise RefusedFileError(Reason.TOO_LARGE, f"a DICOM file over {limits.max_slice_bytes} bytes")
-    return read_some(stream, limits.max_slice_bytes)
+    try:
+        return read_some(stream, limits.max_slice_bytes)
+    except OSError as error:  # a bad sector or a lost mount: one file, not the whole run
+        raise RefusedFileError(Reason.UNREADABLE, type(error).__name__) from None
 
 
 def parse_dicom(content: bytes, tags: tuple[str, ...] = DICOM_TAGS) -> Dataset:
@@ -109,14 +112,16 @@ def parse_dicom(content: bytes, tags: tuple[str, ...] = DICOM_TAGS) -> Dataset:
         RefusedFileError: it is no DICOM file, its transfer syntax is not on the list, or it is damaged.
     """
     import pydicom
-    from pydicom.errors import InvalidDicomError
+    from pydicom.config import disable_value_validation
+    from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.filereader import read_dataset
 
     if content[128:132] != b"DICM":
         raise RefusedFileError(Reason.HEADER, "no DICM mark at byte 128")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom quotes element values, which may name a patient
+        # pydicom's warnings and logs quote values, which may name a patient; what is used is checked below
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.simplefilter("ignore")
             meta = read_dataset(io.BytesIO(content[132:]), False, True, stop_when=_after_meta)
             syntax = str(meta.get("TransferSyntaxUID", ""))
             if syntax not in DICOM_SYNTAXES:
@@ -124,7 +129,7 @@ def parse_dicom(content: bytes, tags: tuple[str, ...] = DICOM_TAGS) -> Dataset:
             parsed = pydicom.dcmread(io.BytesIO(content), specific_tags=list(tags))
             for tag in tags:
                 parsed.get(tag)  # values are converted when first read: do it under this guard
-    except (*DAMAGED, InvalidDicomError):
+    except (*DAMAGED, BytesLengthException, InvalidDicomError):
         raise RefusedFileError(Reason.HEADER, "the DICOM elements cannot be parsed") from None
     return parsed
 

@@ -43,10 +43,11 @@ def score_image(
         degree. Each [R].
     """
     x, brain = np.asarray(data.test.values), brain_mask(data)
-    residual = np.abs(x - reconstruction).astype(np.float64)
+    residual = np.abs(x - reconstruction)
+    squared = np.square(residual)
     scores = {
-        "mse": metrics.masked_mean(np.square(residual)),
-        "mse_brain": metrics.masked_mean(np.square(residual), brain),
+        "mse": metrics.masked_mean(squared),
+        "mse_brain": metrics.masked_mean(squared, brain),
         "residual": metrics.masked_mean(residual, brain),
     }
     scores |= _similarity(x, reconstruction, brain, healthy=data.test.labels["anomaly"] == 0)
@@ -54,7 +55,8 @@ def score_image(
     if lesion is not None:
         scores |= _healthiness(data.test, reconstruction, brain, lesion)
     if z is not None:
-        signed = _signed(z, settings.direction, has_degree="degree" in data.test.labels)[:, :, brain]
+        inside = z.reshape(*z.shape[:2], -1)[:, :, np.flatnonzero(brain)]
+        signed = _signed(inside, settings.direction, has_degree="degree" in data.test.labels)
         scores["zmap"] = _top_mean(signed.reshape(len(x), -1), settings.top_share)
         if lesion is not None:
             scores["dice"] = _dice(signed.mean(axis=1), lesion[:, brain], data.test, settings.voxel_fpr)

@@ -227,7 +227,9 @@ def measure(kind: str, path: str, root: Path, *, ratio: float = 200.0) -> tuple[
     return str(found["reason"]), int(found["growth"])
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="peak memory is read from /proc"
+)
 
 
 @needs_proc
@@ -291,9 +293,7 @@ def test_an_honest_slice_passes(tmp_path):
     assert (header.rows, header.columns, header.dtype, header.num_bytes) == (4, 6, "i2", 48)
     assert (header.slope, header.intercept) == (2.0, -100.0)
     # columns lie 1.5 mm apart along the patient's left (RAS: -x), rows 2 mm along the back (RAS: -y)
-    assert np.array_equal(
-        header.affine, [[-1.5, 0, 0, 10], [0, -2.0, 0, 20], [0, 0, 1, 30.0], [0, 0, 0, 1]]
-    )
+    assert np.array_equal(header.affine, [[-1.5, 0, 0, 10], [0, -2.0, 0, 20], [0, 0, 1, 30.0], [0, 0, 0, 1]])
     assert "P1" not in repr(header)
 
 

@@ -17,7 +17,7 @@ def rng():
     return np.random.default_rng(20240713)
 
 
-# --- one value a record -------------------------------------------------------------------------------------
+# --- one value a record ------------------------------------------------------------------------------------
 
 
 def test_mse_worked_example():
@@ -39,6 +39,8 @@ def test_mask_of_space_covers_every_channel():
     values = np.arange(8.0).reshape(1, 2, 2, 2)
     corner = np.array([[True, False], [False, False]])
     assert metrics.masked_mean(values, corner).tolist() == [2.0]  # (0 + 4) / 2
+    assert np.isnan(metrics.masked_mean(values, np.zeros((2, 2), bool))).all()
+    assert metrics.masked_mean(values, corner[None, None]).tolist() == [2.0]
 
 
 def test_mse_does_not_lose_small_errors_on_large_values():
@@ -107,7 +109,7 @@ def test_dice_worked_example():
     assert np.array_equal(metrics.dice(prediction, truth), [0.4, 0.0, np.nan], equal_nan=True)
 
 
-# --- one value a data set -----------------------------------------------------------------------------------
+# --- one value a data set ----------------------------------------------------------------------------------
 
 
 def test_auroc_worked_example():
@@ -145,7 +147,7 @@ def test_weights_count_records(rng, statistic):
 
 
 def test_within_site_worked_example():
-    # site a: 2 of 2 pairs won; site b: 0 of 1; site c has no positive. Pooled, site b's level wins pairs for it.
+    # Site a wins 2 of 2 pairs, site b 0 of 1, site c has no positive; pooled, b's level wins pairs for it.
     scores = np.array([2.0, 1.0, 0.0, 10.0, 11.0, 5.0])
     labels = np.array([1, 0, 0, 1, 0, 0])
     strata = np.array(["a", "a", "a", "b", "b", "c"])
@@ -183,7 +185,7 @@ def test_mean_leaves_out_what_is_not_defined():
     assert np.isnan(metrics.mean(np.array([np.nan])))
 
 
-# --- the bootstrap's mechanics (its coverage: tests/statistical/test_bootstrap.py) ---------------------------
+# --- the bootstrap's mechanics (its coverage: tests/statistical/test_bootstrap.py) -------------------------
 
 
 def test_all_records_of_a_patient_come_and_go_together():

@@ -76,7 +76,9 @@ def test_percentiles_are_those_of_the_one_scan_and_clip():
     prepared = prepare_volume(volume(values), Preparation(shape=(10, 10, 10)))
     assert (prepared.min(), prepared.max()) == (0.0, 1.0)
     # gain and offset of the scanner cancel
-    assert np.allclose(prepare_volume(volume(3 * values + 50), Preparation(shape=(10, 10, 10))), prepared, atol=1e-5)
+    assert np.allclose(
+        prepare_volume(volume(3 * values + 50), Preparation(shape=(10, 10, 10))), prepared, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,7 @@ def test_percentiles_are_those_of_the_one_scan_and_clip():
     [
         (np.full((4, 4, 4), 7.0), Preparation(shape=(4, 4, 4)), Reason.CONSTANT),
         (np.full((4, 4, 4), 7.0), Preparation(shape=(4, 4, 4), window=(10.0, 20.0)), Reason.CONSTANT),
+        (np.full((4, 4, 4), 15.0), Preparation(shape=(4, 4, 4), window=(10.0, 20.0)), Reason.CONSTANT),
         (np.full((4, 4, 4), np.nan), Preparation(shape=(4, 4, 4)), Reason.NON_FINITE),
         (np.where(np.arange(64).reshape(4, 4, 4) == 3, np.inf, 1.0), PLAIN, Reason.NON_FINITE),
     ],
@@ -98,20 +101,22 @@ def test_thick_voxels_cannot_blow_up_when_resampled():
     # 8 x 100 mm at 0.5 mm = 1600 voxels along each axis: 4.1e9, over the limit of 512^3 = 1.3e8
     study = Preparation(shape=(8, 8, 8), spacing_mm=(0.5, 0.5, 0.5), window=(0.0, 1.0))
     with pytest.raises(RefusedFileError) as caught:
-        prepare_volume(volume(np.random.default_rng(0).random((8, 8, 8)), np.diag([100.0, 100.0, 100.0, 1])), study)
+        prepare_volume(
+            volume(np.random.default_rng(0).random((8, 8, 8)), np.diag([100.0, 100.0, 100.0, 1])), study
+        )
     assert caught.value.reason is Reason.TOO_LARGE
 
 
 def test_the_limit_holds_for_the_grid_that_the_transforms_really_make():
-    # an oblique, sheared scan: the estimate before resampling must not be below the size after it
+    # sheared, 12^3 voxels of about 2 mm: 41 x 30 x 24 = 29520 voxels of 1 mm; the sizes alone give 18029
     shear = np.array([[2.0, 1.2, 0, 0], [0, 2.0, 0.9, 0], [0.4, 0, 2.0, 0], [0, 0, 0, 1]])
-    study = Preparation(shape=(70, 70, 70), spacing_mm=(1.0, 1.0, 1.0), window=(-1.0, 0.5))
-    item = volume(np.ones((12, 12, 12)), shear)
+    study = Preparation(shape=(70, 70, 70), spacing_mm=(1.0, 1.0, 1.0), window=(0.0, 600.0))
+    item = volume(scan(1, (12, 12, 12)) + 1, shear)
     prepared = prepare_volume(item, study)
-    estimate = float(np.prod(12 * np.asarray(item.voxel_mm)))
-    assert prepared.sum() <= estimate  # every voxel inside the resampled grid is 1, outside 0
+    inside = np.count_nonzero(prepared)  # every voxel of the resampled grid is at least 1, padding is 0
+    assert inside == 29520
     with pytest.raises(RefusedFileError):
-        prepare_volume(item, study, limits=Limits(max_voxels=int(prepared.sum()) - 1))
+        prepare_volume(item, study, limits=Limits(max_voxels=inside - 1))
 
 
 @pytest.mark.parametrize(

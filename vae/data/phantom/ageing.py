@@ -1,11 +1,11 @@
 """How volumes change with age and Alzheimer's disease, and how far to deform so that they do.
 
-`Trajectory` says what a person's volumes should be at an age; `Calibration`, solved numerically for each founder, says
-which strengths of two localised velocity fields (one shrinks the hippocampus, one widens the ventricles) give those
-volumes. Both fields act on both volumes, so the two strengths are solved for together.
+`Trajectory` says what a person's volumes should be at an age; `Calibration`, solved numerically for each
+founder, says which strengths of two localised velocity fields (one shrinks the hippocampus, one widens the
+ventricles) give those volumes. Both fields act on both volumes, so the two strengths are solved for together.
 
-Rates of the hippocampus are published ones; the cortex follows Fjell 2009; those of the ventricles are chosen to
-point the published way (Nestor 2008, Brain 131:2443) and are no published figures.
+Rates of the hippocampus are published ones; the cortex follows Fjell 2009; those of the ventricles are
+chosen to point the published way (Nestor 2008, Brain 131:2443) and are no published figures.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
+from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 from vae.data.phantom.deform import Lattice, displace, exponentiate, sample
@@ -82,7 +83,9 @@ class Trajectory:
         hippocampus += ill * np.log1p(self.alzheimer_hippocampus_per_year)
         ventricle = self.log_ventricle + well * np.log1p(self.ventricle_per_year)
         ventricle += ill * np.log1p(self.alzheimer_ventricle_per_year)
-        return float(np.clip(hippocampus, *LOG_HIPPOCAMPUS_RANGE)), float(np.clip(ventricle, *LOG_VENTRICLE_RANGE))
+        return float(np.clip(hippocampus, *LOG_HIPPOCAMPUS_RANGE)), float(
+            np.clip(ventricle, *LOG_VENTRICLE_RANGE)
+        )
 
     def cortex_fraction(self, age: float) -> float:
         """Return the share of the cortex kept at `age`, against a healthy 50-year-old; at most 1."""
@@ -99,7 +102,8 @@ class Calibration:
         lattice: Grid of the fields, 4 mm; they vanish at its edge.
         fields: [2, 3, X, Y, Z] float32, mm: shrink the hippocampus; widen the ventricles. Largest length 1.
         strengths: [M] strengths tabulated for each field.
-        log_volumes: [2, M, M] log volumes of hippocampus and ventricles against the founder, by the two strengths.
+        log_volumes: [2, M, M] log volumes of hippocampus and ventricles against the founder, by the two
+            strengths.
         thinning_capacity: Share of the cortex lost per unit of thinning [dimensionless].
     """
 
@@ -116,16 +120,17 @@ class Calibration:
             RuntimeError: the target lies outside the table; trajectories never ask for that.
         """
         target = np.array([log_hippocampus, log_ventricle])
-        point = np.zeros(2)
-        for _ in range(30):
-            value, slope = self._interpolate(point)
-            step = np.linalg.solve(slope, target - value)
-            point = point + np.clip(step, -3.0, 3.0)
-            if float(np.abs(step).max()) < 1e-7:
+        # Splines, not straight lines between knots: a rate is a slope, and a chord has the wrong one.
+        surfaces = [RectBivariateSpline(*self.strengths, table) for table in self.log_volumes]
+        low, high = (np.array([axis[end] for axis in self.strengths]) for end in (0, -1))
+        point, missing = np.zeros(2), target
+        for _ in range(40):
+            missing = target - np.array([float(surface.ev(*point)) for surface in surfaces])
+            if float(np.abs(missing).max()) < 1e-9:
                 break
-        low = [float(axis[0]) for axis in self.strengths]
-        high = [float(axis[-1]) for axis in self.strengths]
-        if np.any(point < low) or np.any(point > high):
+            slopes = [[float(surface.ev(*point, dx=dx, dy=1 - dx)) for dx in (1, 0)] for surface in surfaces]
+            point = np.clip(point + np.linalg.solve(np.array(slopes), missing), low, high)
+        if float(np.abs(missing).max()) > 1e-6:
             raise RuntimeError(f"log volumes {target.tolist()} are outside the calibrated range")
         return float(point[0]), float(point[1])
 
@@ -156,7 +161,9 @@ class Calibration:
         """Return the calibration that `arrays` came from."""
         grid = [float(v) for v in arrays["grid"].astype(np.float64)]
         lattice = Lattice(
-            origin=(grid[0], grid[1], grid[2]), spacing=grid[3], shape=(int(grid[4]), int(grid[5]), int(grid[6]))
+            origin=(grid[0], grid[1], grid[2]),
+            spacing=grid[3],
+            shape=(int(grid[4]), int(grid[5]), int(grid[6])),
         )
         return cls(
             lattice=lattice,
@@ -168,22 +175,6 @@ class Calibration:
             log_volumes=arrays["log_volumes"].astype(np.float64),
             thinning_capacity=float(arrays["capacity"].astype(np.float64)),
         )
-
-    def _interpolate(self, point: Array) -> tuple[Array, Array]:
-        """Return the tabulated log volumes [2] at two strengths and their slopes [2, 2], continued outside."""
-        cells = []
-        for axis, value in zip(self.strengths, point, strict=True):
-            cell = int(np.clip(np.searchsorted(axis, value) - 1, 0, len(axis) - 2))
-            width = float(axis[cell + 1] - axis[cell])
-            cells.append((cell, (float(value) - float(axis[cell])) / width, width))
-        (i, s, w0), (j, t, w1) = cells
-        table = self.log_volumes
-        a, b = table[:, i, j], table[:, i + 1, j]
-        c, d = table[:, i, j + 1], table[:, i + 1, j + 1]
-        value = (1 - s) * (1 - t) * a + s * (1 - t) * b + (1 - s) * t * c + s * t * d
-        along_0 = ((1 - t) * (b - a) + t * (d - c)) / w0
-        along_1 = ((1 - s) * (c - a) + s * (d - b)) / w1
-        return value, np.stack([along_0, along_1], axis=1)
 
 
 def calibrate(maps: Mapping[str, Tensor], lattice: Lattice) -> Calibration:
@@ -204,7 +195,7 @@ def calibrate(maps: Mapping[str, Tensor], lattice: Lattice) -> Calibration:
     shrink = _unit(-_gradient(ndimage.gaussian_filter(sampled[0], 1.0)) * taper)
     widen = _unit(_gradient(ndimage.gaussian_filter(sampled[1], 1.5)) * taper)
     fields = torch.from_numpy(np.stack([shrink, widen]).astype(np.float32))
-    strengths = (np.linspace(-4.0, 8.0, 9), np.linspace(-6.0, 16.0, 12))
+    strengths = (np.linspace(-4.0, 8.0, 7), np.linspace(-6.0, 16.0, 9))
     table = _tabulate(maps, lattice, grid, fields, strengths)
     cortex, sulcal = maps["cortex"].double().numpy(), maps["sulcal"].double().numpy()
     capacity = float((cortex * sulcal).sum() / cortex.sum())
@@ -214,7 +205,11 @@ def calibrate(maps: Mapping[str, Tensor], lattice: Lattice) -> Calibration:
 
 
 def _tabulate(
-    maps: Mapping[str, Tensor], lattice: Lattice, grid: Lattice, fields: Tensor, strengths: tuple[Array, Array]
+    maps: Mapping[str, Tensor],
+    lattice: Lattice,
+    grid: Lattice,
+    fields: Tensor,
+    strengths: tuple[Array, Array],
 ) -> Array:
     """Return log volumes [2, M, M] against the founder for every pair of strengths."""
     stacked = torch.stack([maps["hippocampus"], maps["ventricle"]])[None]
@@ -239,7 +234,7 @@ def deep_lattice(*, margin_mm: float = 0.0) -> Lattice:
 
 def _gradient(volume: npt.NDArray[np.float32]) -> Array:
     """Return the gradient [3, X, Y, Z]."""
-    return np.stack(np.gradient(volume.astype(np.float64)))
+    return np.stack([np.gradient(volume.astype(np.float64), axis=axis) for axis in range(3)])
 
 
 def _unit(field: Array) -> Array:

@@ -2,8 +2,8 @@
 
     image x --pose--> y --own warp--> z --age and disease--> founder
 
-Every map is invertible and the own warp is the same at all visits, so two visits differ by age and disease alone.
-All visits are sampled at once.
+Every map is invertible and the own warp is the same at all visits, so two visits differ by age and disease
+alone. All visits are sampled at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vae.data.phantom.founder import TISSUES, Founder, stack
 from vae.data.phantom.person import Person
 from vae.data.phantom.spec import PhantomSpec
 
-SLAB_CENTRE_MM = 24.0
+SLAB_CENTRE_MM = 22.0
 """Height of a slab's middle (z): bodies of the ventricles, posterior cingulate, angular gyrus."""
 
 WARP = Lattice(origin=(-96.0, -114.0, -88.0), spacing=8.0, shape=(25, 25, 25))
@@ -56,7 +56,9 @@ def image_lattice(spec: PhantomSpec) -> Lattice:
         slices = spec.slab
         middle = (SLAB_CENTRE_MM - low[2]) / spec.voxel_mm
         low[2] += spec.voxel_mm * int(np.floor(middle - (slices - 1) / 2 + 0.5))
-    return Lattice(origin=(low[0], low[1], low[2]), spacing=spec.voxel_mm, shape=(spec.size, spec.size, slices))
+    return Lattice(
+        origin=(low[0], low[1], low[2]), spacing=spec.voxel_mm, shape=(spec.size, spec.size, slices)
+    )
 
 
 def pad_slices(lattice: Lattice, margin: int) -> Lattice:
@@ -88,24 +90,13 @@ class Body:
         }
 
     def points(self, lattice: Lattice) -> Tensor:
-        """Return where each node of `lattice` lies in the founder at each visit: [V, X, Y, Z, 3] float32, mm."""
-        own = self._own_points(lattice)
-        return displace(
-            own.expand(len(self.person.ages), *own.shape[1:]), self._ageing, self.founder.calibration.lattice
-        )
+        """Return where each node of `lattice` lies in the founder at each visit, [V, X, Y, Z, 3], mm."""
+        return self._aged(self._own_points(lattice))
 
     def scene(self, lattice: Lattice, extra: tuple[str, ...] = ()) -> Scene:
         """Return the person's maps on a grid: tissues, brain, and the founder's maps named in `extra`."""
-        names = (*TISSUES, "brain", "sulcal", *extra)
         own_points = self._own_points(lattice)
-        visits = len(self.person.ages)
-        points = displace(
-            own_points.expand(visits, *own_points.shape[1:]), self._ageing, self.founder.calibration.lattice
-        )
-        # One sampling for all visits and maps: visits are laid along the first spatial axis.
-        flat = points.reshape(1, visits * lattice.shape[0], *lattice.shape[1:], 3)
-        sampled = sample(stack(self.founder, names), self.founder.lattice, flat)[0]
-        maps = {name: value.reshape(visits, *lattice.shape) for name, value in zip(names, sampled, strict=True)}
+        maps = self._sampled(own_points, (*TISSUES, "brain", "sulcal", *extra))
         self._thin(maps)
         own = {}
         for name, field in self._own.items():
@@ -117,27 +108,38 @@ class Body:
     def volumes(self) -> list[dict[str, float]]:
         """Return the true volumes at each visit [mL], integrated over the person's own space.
 
-        Hippocampus and ventricles on a 3 mm lattice, brain and cortex on a 6 mm one.
+        Hippocampus, ventricles and deep grey on a 3 mm lattice, the rest on a 6 mm one.
         """
-        deep, whole = deep_lattice(margin_mm=9.0), COARSE
-        fine = self.scene(deep).maps
-        coarse = self.scene(whole).maps
-
-        def millilitres(value: Tensor, lattice: Lattice) -> float:
-            # Summed in float64 by NumPy: the result must not depend on how many threads torch uses.
-            return round(float(value.double().numpy().sum()) * lattice.spacing**3 / 1000.0, 4)
-
+        deep = deep_lattice(margin_mm=9.0)
+        fine = self._sampled(self._own_points(deep), ("hippocampus", "ventricle", "deep"))
+        coarse = self._sampled(self._own_points(COARSE), ("cortex", "csf", "white", "brain", "sulcal"))
+        self._thin(coarse)
+        measured = {
+            "hippocampus_ml": (fine["hippocampus"], deep),
+            "ventricle_ml": (fine["ventricle"], deep),
+            "deep_grey_ml": (fine["deep"], deep),
+            "cortex_ml": (coarse["cortex"], COARSE),
+            "white_ml": (coarse["white"], COARSE),
+            "intracranial_ml": (coarse["brain"], COARSE),
+        }
         return [
-            {
-                "hippocampus_ml": millilitres(fine["hippocampus"][visit], deep),
-                "ventricle_ml": millilitres(fine["ventricle"][visit], deep),
-                "deep_grey_ml": millilitres(fine["deep"][visit], deep),
-                "cortex_ml": millilitres(coarse["cortex"][visit], whole),
-                "white_ml": millilitres(coarse["white"][visit], whole),
-                "intracranial_ml": millilitres(coarse["brain"][visit], whole),
-            }
+            {name: _millilitres(value[visit], lattice) for name, (value, lattice) in measured.items()}
             for visit in range(len(self.person.ages))
         ]
+
+    def _sampled(self, own_points: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the founder's maps [V, X, Y, Z] at points after pose and own warp [1, X, Y, Z, 3]."""
+        points = self._aged(own_points)
+        visits, *shape = points.shape[:-1]
+        # One sampling for all visits and maps: visits are laid along the first spatial axis.
+        flat = points.reshape(1, visits * shape[0], *shape[1:], 3)
+        sampled = sample(stack(self.founder, names), self.founder.lattice, flat)[0]
+        return {name: value.reshape(visits, *shape) for name, value in zip(names, sampled, strict=True)}
+
+    def _aged(self, own_points: Tensor) -> Tensor:
+        """Return points through age and disease, [V, X, Y, Z, 3]."""
+        everyone = own_points.expand(len(self.person.ages), *own_points.shape[1:])
+        return displace(everyone, self._ageing, self.founder.calibration.lattice)
 
     def _own_points(self, lattice: Lattice) -> Tensor:
         """Return the nodes through pose and own warp, [1, X, Y, Z, 3]."""
@@ -150,6 +152,11 @@ class Body:
         lost = maps["cortex"] * (thinning * maps.pop("sulcal")).clamp(0.0, MAX_THINNING)
         maps["cortex"] = maps["cortex"] - lost
         maps["csf"] = maps["csf"] + lost
+
+
+def _millilitres(fractions: Tensor, lattice: Lattice) -> float:
+    """Return a volume [mL]; summed by NumPy in float64: the number of threads must not matter."""
+    return round(float(fractions.double().numpy().sum()) * lattice.spacing**3 / 1000.0, 4)
 
 
 def _pose(person: Person, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -165,4 +172,4 @@ def _pose(person: Person, points: npt.NDArray[np.float64]) -> npt.NDArray[np.flo
     centred = points - np.asarray(regions.CENTRE_MM) - person.shift
     # Written out: a BLAS product may round differently on another number of threads.
     turned = [sum(matrix[row, k] * centred[..., k] for k in range(3)) for row in range(3)]
-    return np.stack(turned, axis=-1) + np.asarray(regions.CENTRE_MM)
+    return np.asarray(np.stack(turned, axis=-1) + np.asarray(regions.CENTRE_MM))

@@ -1,8 +1,9 @@
 """Smooth invertible deformations: stationary velocity fields, integrated by scaling and squaring.
 
-All maps are pull-backs in millimetres: a deformed image at x shows the source at x + u(x). `exponentiate` gives the
-flow of a velocity field, which is invertible; that no sampled voxel folds is measured (`jacobian_determinant`) and
-tested. Nothing here depends on the number of threads: sums that a BLAS library may split are avoided.
+All maps are pull-backs in millimetres: a deformed image at x shows the source at x + u(x). `exponentiate`
+gives the flow of a velocity field, which is invertible; that no sampled voxel folds is measured
+(`jacobian_determinant`) and tested. Nothing here depends on the number of threads: sums that a BLAS library
+may split are avoided.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ class Lattice:
         return matrix
 
     @classmethod
-    def spanning(cls, low: tuple[float, float, float], high: tuple[float, float, float], spacing: float) -> Lattice:
+    def spanning(
+        cls, low: tuple[float, float, float], high: tuple[float, float, float], spacing: float
+    ) -> Lattice:
         """Return the lattice from `low` that reaches at least `high` [mm]."""
-        counts = [int(np.ceil((h - l) / spacing)) + 1 for l, h in zip(low, high, strict=True)]
+        counts = [int(np.ceil((end - start) / spacing)) + 1 for start, end in zip(low, high, strict=True)]
         return cls(origin=low, spacing=spacing, shape=(counts[0], counts[1], counts[2]))
 
 
@@ -56,7 +59,8 @@ def sample(volume: Tensor, lattice: Lattice, points: Tensor, *, outside: str = "
     Shapes: N maps, C channels, lattice [X, Y, Z], any shape P of points.
 
     Args:
-        volume: [N, C, X, Y, Z] float32 on `lattice`.
+        volume: [N, C, X, Y, Z] float32.
+        lattice: Where the values of `volume` lie.
         points: [N, *P, 3] float32, mm.
         outside: `zeros`, or `border` to continue the edge.
 
@@ -118,7 +122,8 @@ def jacobian_determinant(points: Tensor, spacing: float) -> Tensor:
     a = (points[1:, :-1, :-1] - corner) / spacing
     b = (points[:-1, 1:, :-1] - corner) / spacing
     c = (points[:-1, :-1, 1:] - corner) / spacing
-    return (a * torch.linalg.cross(b, c)).sum(-1)
+    volume: Tensor = (a * torch.linalg.cross(b, c)).sum(-1)
+    return volume
 
 
 def smooth_field(control: Array, shape: tuple[int, int, int]) -> Array:

@@ -33,7 +33,9 @@ def hypometabolic_weight(pattern: Array, *, spacing: float) -> Array:
     """
     sigma = HYPOMETABOLISM_SIGMA_MM / spacing
     binary = (pattern >= 0.5).astype(np.float32)
-    return np.asarray(ndimage.gaussian_filter(binary, (0, sigma, sigma, sigma), mode="nearest"), dtype=np.float32)
+    return np.asarray(
+        ndimage.gaussian_filter(binary, (0, sigma, sigma, sigma), mode="nearest"), dtype=np.float32
+    )
 
 
 def lesion_maps(
@@ -41,8 +43,8 @@ def lesion_maps(
 ) -> tuple[Array, ...]:
     """Return soft masks of lesions that cover given shares of the white matter.
 
-    Lesions appear where prior times (1 + roughness) is highest; the threshold is the quantile, weighted by white
-    matter, that leaves the wanted load.
+    Lesions appear where prior times (1 + roughness) is highest; the threshold is the quantile, weighted by
+    white matter, that leaves the wanted load.
 
     Args:
         prior: [V, X, Y, Z] how readily lesions arise, >= 0.
@@ -51,7 +53,8 @@ def lesion_maps(
         loads: Shares of the white matter [percent], each in 1..99.
 
     Returns:
-        One [V, X, Y, Z] float32 in [0, 1] for each load; the sum of white x (mask > 0.5) is the load, to a voxel.
+        One [V, X, Y, Z] float32 in [0, 1] for each load; the sum of white x (mask > 0.5) is the load, to a
+        voxel.
     """
     score = prior * np.exp(0.9 * roughness).astype(np.float32)
     return tuple(

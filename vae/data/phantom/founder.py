@@ -1,8 +1,9 @@
 """Founders: the anatomies that synthetic people descend from.
 
-A founder is a stack of smooth tissue maps on a 2 mm grid, made once from the MNI152 template or from a label map and
-kept in a cache keyed by the content of its source files, so that a changed file or a new version of this code is
-never mistaken for the old one. `atlas` and `labelmap` read the sources; this module finishes, keeps and loads.
+A founder is a stack of smooth tissue maps on a 2 mm grid, made once from the MNI152 template or from a label
+map and kept in a cache keyed by the content of its source files, so that a changed file or a new version of
+this code is never mistaken for the old one. `atlas` and `labelmap` read the sources; this module finishes,
+keeps and loads.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class Founder:
     Attributes:
         name: File name of its source without `.nii.gz`, or `mni152`.
         lattice: Grid of the maps [mm], head centred at `regions.CENTRE_MM`.
-        maps: Float32 maps [X, Y, Z] by name: the `TISSUES` (fractions that sum to `brain`), `brain`, `sulcal` (where
-            cortex thins), `texture` (T1 detail that tissue fractions do not explain), `uptake` (relative FDG uptake
-            of grey matter), `lesion_prior` (where white matter lesions arise), and `pattern_<disease>`.
+        maps: Float32 maps [X, Y, Z] by name: the `TISSUES` (fractions that sum to `brain`), `brain`,
+            `sulcal` (where cortex thins), `texture` (T1 detail that tissue fractions do not explain),
+            `uptake` (relative FDG uptake of grey matter), `lesion_prior` (where white matter lesions arise),
+            and `pattern_<disease>`.
         calibration: How far to deform for a given change of volume.
     """
 
@@ -52,7 +54,7 @@ class Founder:
     calibration: Calibration
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)
 def stack(founder: Founder, names: tuple[str, ...]) -> Tensor:
     """Return the maps `names` of a founder as one tensor [1, C, X, Y, Z]."""
     return torch.stack([founder.maps[name] for name in names])[None]
@@ -93,7 +95,9 @@ def load_founder(spec: PhantomSpec, name: str, *, cache: Path) -> Founder:
         (tests/unit/vae/test_phantom_founder.py).
     """
     paths = founder_sources(spec.founders, spec.founder_subset, spec.held_out_founders)[name]
-    key = hashlib.sha256(f"{code_version()}\0{name}\0{spec.voxel_mm:g}\0{_content(paths)}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(
+        f"{code_version()}\0{name}\0{spec.voxel_mm:g}\0{_content(paths)}".encode()
+    ).hexdigest()[:24]
     path = cache / "founders" / f"{name}-{key}.npz"
     if not path.exists():
         _store(path, _prepare(read_source(name, paths), smoothing_mm=0.35 * spec.voxel_mm))
@@ -118,7 +122,11 @@ def _load(path: str, name: str) -> Founder:
 
 def _store(path: Path, founder: Founder) -> None:
     """Write a founder as one npz, in place at once; half precision halves the file and loses under 0.1 %."""
-    lattice = {"origin": founder.lattice.origin, "spacing": founder.lattice.spacing, "shape": founder.lattice.shape}
+    lattice = {
+        "origin": founder.lattice.origin,
+        "spacing": founder.lattice.spacing,
+        "shape": founder.lattice.shape,
+    }
     arrays: dict[str, npt.NDArray[np.generic]] = {"facts": np.array(json.dumps({"lattice": lattice}))}
     arrays |= {f"map_{key}": value.numpy().astype(np.float16) for key, value in founder.maps.items()}
     arrays |= {f"cal_{key}": value for key, value in founder.calibration.arrays().items()}
@@ -147,7 +155,9 @@ def _prepare(source: Source, *, smoothing_mm: float) -> Founder:
     brain = np.clip(sum(maps.values()), 0, 1)
     texture = ndimage.gaussian_filter(source.texture, sigma) * brain
     maps |= {"brain": brain, "texture": texture, **_derived(maps, source)}
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)) for name, value in maps.items()}
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)) for name, value in maps.items()
+    }
     calibration = calibrate(tensors, source.lattice)
     return Founder(name=source.name, lattice=source.lattice, maps=tensors, calibration=calibration)
 

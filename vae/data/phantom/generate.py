@@ -1,8 +1,8 @@
 """Make a virtual hospital: its BIDS tree on disk, and the cohorts read back from it.
 
 Guarantees: the same spec gives the same bytes on any number of processes, in any order of sites
-(tests/unit/vae/test_phantom_generate.py); a person's files appear all at once; a tree that is complete for the same
-spec is left alone, one of another spec is never overwritten.
+(tests/unit/vae/test_phantom_generate.py); a person's files appear all at once; a tree that is complete for
+the same spec is left alone, one of another spec is never overwritten.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vae.data.phantom.scan import Scans, scan_person
 from vae.data.phantom.scanner import scanner
 from vae.data.phantom.spec import PhantomSpec, public_fields, site_names
 from vae.data.phantom.version import code_version
+from vae.data.phantom.volume import encode_nifti
 from vae.errors import DataError
 
 MARKER = ".phantom.json"
@@ -90,9 +91,10 @@ def open_phantom(spec: PhantomSpec, *, site: int, cache: Path) -> SiteData:
     [R, C, X, Y] with `slab=1`, [R, C, X, Y, Z] otherwise, axes to the right, front and top.
 
     Covariates: `age` ((age - 70) / 15) and `sex` (0 female, 1 male).
-    Labels of the test cohort: `anomaly` [R] float32, `degree` [R] float32 (percent), `lesion` and `brain` [R, *S]
-    float32 masks, `subject_scan` [R] int64 (row of the healthy original; its own for a healthy scan), `disease` [R]
-    int64 (0 none, i + 1 for the i-th simulated anomaly), `visit` [R] int64. Train and reference have `visit` alone.
+    Labels of the test cohort: `anomaly` [R] float32, `degree` [R] float32 (percent), `lesion` and `brain`
+    [R, *S] float32 masks, `subject_scan` [R] int64 (row of the healthy original; its own for a healthy
+    scan), `disease` [R] int64 (0 none, i + 1 for the i-th simulated anomaly), `visit` [R] int64. Train and
+    reference have `visit` alone.
 
     Args:
         spec: The cohort.
@@ -155,8 +157,10 @@ def _write_people(
     return [rows[index] for index in sorted(rows)]
 
 
-def _write_person(spec: PhantomSpec, root: Path, person: Person, *, site: int, cache: Path) -> dict[str, object]:
-    """Write one person's raw and derived folders, unless they are there; return the row of participants.tsv."""
+def _write_person(
+    spec: PhantomSpec, root: Path, person: Person, *, site: int, cache: Path
+) -> dict[str, object]:
+    """Write one person's raw and derived folders, unless there; return the row of participants.tsv."""
     row_path = root / bids.DERIVATIVES / person.label / f"{person.label}_participant.json"
     # The raw folder comes last: where it is, everything of this person is.
     if not (root / person.label).exists():
@@ -189,7 +193,7 @@ def _person_files(spec: PhantomSpec, person: Person, scans: Scans, *, site: int)
     }
     for visit, fact in enumerate(facts):
         for channel, image in scans.images.items():
-            files[bids.image_path(channel, person.label, visit)] = bids.nifti(image[visit], lattice)
+            files[bids.image_path(channel, person.label, visit)] = encode_nifti(image[visit], lattice)
         derived = _derived_files(person, scans, visit, lattice)
         derived[bids.factors_path(person.label, visit)] = bids.document(fact)
         files |= {f"{bids.DERIVATIVES}/{path}": content for path, content in derived.items()}
@@ -198,15 +202,15 @@ def _person_files(spec: PhantomSpec, person: Person, scans: Scans, *, site: int)
 
 def _derived_files(person: Person, scans: Scans, visit: int, lattice: Lattice) -> dict[str, bytes]:
     """Return masks and simulated scans of one visit, by path below the derivatives' root."""
-    files = {bids.mask_path(person.label, visit, "brain"): bids.nifti(scans.brain[visit], lattice)}
+    files = {bids.mask_path(person.label, visit, "brain"): encode_nifti(scans.brain[visit], lattice)}
     if scans.disease is not None:
-        files[bids.mask_path(person.label, visit, "ad")] = bids.nifti(scans.disease[visit], lattice)
+        files[bids.mask_path(person.label, visit, "ad")] = encode_nifti(scans.disease[visit], lattice)
     for anomaly in scans.anomalies:
         desc = f"{anomaly.name}{anomaly.degree:02d}"
-        files[bids.mask_path(person.label, visit, desc)] = bids.nifti(anomaly.mask[visit], lattice)
+        files[bids.mask_path(person.label, visit, desc)] = encode_nifti(anomaly.mask[visit], lattice)
         for channel, image in anomaly.images.items():
             path = bids.image_path(channel, person.label, visit, desc=desc)
-            files[path] = bids.nifti(image[visit], lattice)
+            files[path] = encode_nifti(image[visit], lattice)
     return files
 
 
@@ -228,7 +232,9 @@ def _factors(spec: PhantomSpec, person: Person, scans: Scans, *, site: int) -> l
             "sex": "FM"[person.sex],
             "severity": round(course.severity(age), 4),
             "hypometabolism_percent": round(course.severity(age) * person.hypometabolism, 3),
-            "hippocampus_per_year": course.alzheimer_hippocampus_per_year if ill else course.hippocampus_per_year,
+            "hippocampus_per_year": course.alzheimer_hippocampus_per_year
+            if ill
+            else course.hippocampus_per_year,
             "ventricle_per_year": course.alzheimer_ventricle_per_year if ill else course.ventricle_per_year,
             "cortex_fraction": round(course.cortex_fraction(age), 5),
             "head_scale": [round(float(value), 5) for value in person.scale],

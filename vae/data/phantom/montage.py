@@ -1,6 +1,7 @@
 """Contact sheets of synthetic scans, for the eye: rows of axial, coronal and sagittal slices.
 
-The caller writes the word "synthetic" beside every picture made from this; the array itself holds scans alone.
+The caller writes the word "synthetic" beside every picture made from this; the array itself holds scans
+alone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-def montage(records: Sequence[npt.NDArray[np.floating]], *, columns: int | None = None, scale: int = 1) -> Array:
+def montage(
+    records: Sequence[npt.NDArray[np.floating]], *, columns: int | None = None, scale: int = 1
+) -> Array:
     """Lay records out as one picture, upright, patient's left on the left.
 
     Args:
-        records: Each [X, Y], or [X, Y, Z] (shown as its middle axial, coronal and sagittal slice), in [0, 1], all of
-            one shape.
+        records: Each [X, Y], or [X, Y, Z] (shown as its middle axial, coronal and sagittal slice), in [0,
+            1], all of one shape.
         columns: Records in a row; None for about a square.
         scale: Whole-number magnification.
 

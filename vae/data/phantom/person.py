@@ -1,7 +1,8 @@
 """Who a synthetic person is: everything about them that is drawn at random, and nothing that is computed.
 
-A person is a pure function of (seed, site, index): the same on any number of processes, different for another seed or
-site. Images are drawn from generators of their own, so that one channel's noise does not depend on the others.
+A person is a pure function of (seed, site, index): the same on any number of processes, different for
+another seed or site. Images are drawn from generators of their own, so that one channel's noise does not
+depend on the others.
 """
 
 from __future__ import annotations
@@ -105,9 +106,10 @@ def draw_person(
         founder=founder,
         ages=ages,
         trajectory=_trajectory(rng, ill=group == "diseased", first_age=ages[0]),
-        scale=(1.0 + 0.015 * (2 * sex - 1)) * (1.0 + 0.02 * rng.standard_normal() + 0.02 * rng.standard_normal(3)),
+        scale=(1.0 + 0.015 * (2 * sex - 1))
+        * (1.0 + 0.02 * rng.standard_normal() + 0.02 * rng.standard_normal(3)),
         rotation=0.04 * rng.standard_normal(3),
-        shift=1.5 * rng.standard_normal(3),
+        shift=1.0 * rng.standard_normal(3),
         warp_coarse=WARP_COARSE_MM * rng.standard_normal((3, 5, 5, 5)),
         warp_fine=WARP_FINE_MM * rng.standard_normal((3, 11, 11, 11)),
         contrast=0.02 * rng.standard_normal((2, 4)),
@@ -117,7 +119,9 @@ def draw_person(
     )
 
 
-def generator(spec: PhantomSpec, *, site: int, index: int, visit: int = 0, purpose: int = 0) -> np.random.Generator:
+def generator(
+    spec: PhantomSpec, *, site: int, index: int, visit: int = 0, purpose: int = 0
+) -> np.random.Generator:
     """Return a random stream of its own for (seed, site, person, visit, purpose)."""
     return np.random.default_rng([spec.seed, site, index, visit, purpose])
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +18,7 @@ from vae.data.cohort import Cohort, SiteData
 from vae.data.phantom import bids
 from vae.data.phantom.scan import anomaly_names
 from vae.data.phantom.spec import PhantomSpec
+from vae.data.phantom.volume import read_nifti
 
 PET_FULL_SCALE = 1.6
 """SUVR that becomes 1: a public constant, so that nothing is learned from anybody's scan."""
@@ -69,10 +69,10 @@ def load_prepared(folder: Path, name: str) -> SiteData:
 def scale_image(channel: str, values: Array) -> Array:
     """Return intensities in [0, 1] float32: PET by a public constant, MR by the scan's own percentile."""
     if channel == "pet":
-        return np.clip(values / np.float32(PET_FULL_SCALE), 0, 1).astype(np.float32)
+        return np.asarray(np.clip(values / np.float32(PET_FULL_SCALE), 0, 1), dtype=np.float32)
     inside = values[values > 0]
     top = float(np.percentile(inside, MRI_PERCENTILE)) if inside.size else 1.0
-    return np.clip(values / np.float32(top), 0, 1).astype(np.float32)
+    return np.asarray(np.clip(values / np.float32(top), 0, 1), dtype=np.float32)
 
 
 def _rows(
@@ -109,16 +109,18 @@ def _write_group(spec: PhantomSpec, tree: Path, folder: Path, rows: Sequence[_Ro
     values = _memory_map(folder / "values.npy", (len(rows), len(spec.channels), *shape))
     for index, row in enumerate(rows):
         for channel_index, channel in enumerate(spec.channels):
-            image = _read(_scan_file(spec, tree, row, channel)).reshape(shape)
+            image = read_nifti(_scan_file(spec, tree, row, channel))[0].reshape(shape)
             values[index, channel_index] = scale_image(channel, image)
     values.flush()
-    labels: dict[str, npt.NDArray[np.generic]] = {"visit": np.array([row.visit for row in rows], dtype=np.int64)}
+    labels: dict[str, npt.NDArray[np.generic]] = {
+        "visit": np.array([row.visit for row in rows], dtype=np.int64)
+    }
     if masks:
         labels |= _test_labels(rows)
         for name, files in _mask_files(spec, tree, rows).items():
             target = _memory_map(folder / f"label_{name}.npy", (len(rows), *shape))
             for index, file in enumerate(files):
-                target[index] = 0.0 if file is None else _read(file).reshape(shape)
+                target[index] = 0.0 if file is None else read_nifti(file)[0].reshape(shape)
             target.flush()
     for name, label in labels.items():
         np.save(folder / f"label_{name}.npy", label)
@@ -146,7 +148,8 @@ def _mask_files(spec: PhantomSpec, tree: Path, rows: Sequence[_Row]) -> dict[str
     return {
         "brain": [derived / bids.mask_path(row.patient, row.visit, "brain") for row in rows],
         "lesion": [
-            derived / bids.mask_path(row.patient, row.visit, _desc(spec, row)) if row.disease else None for row in rows
+            derived / bids.mask_path(row.patient, row.visit, _desc(spec, row)) if row.disease else None
+            for row in rows
         ],
     }
 
@@ -162,11 +165,6 @@ def _scan_file(spec: PhantomSpec, tree: Path, row: _Row, channel: str) -> Path:
 def _desc(spec: PhantomSpec, row: _Row) -> str:
     """Return the name of a simulated version."""
     return f"{anomaly_names(spec)[row.disease - 1]}{row.degree:02d}"
-
-
-def _read(path: Path) -> Array:
-    """Read a NIfTI image."""
-    return np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
 
 
 def _memory_map(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.float32]]:

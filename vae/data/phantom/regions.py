@@ -6,13 +6,14 @@ Ellipsoids and one tube: enough to place uptake and disease patterns, not an atl
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 
-CENTRE_MM = (0.0, -18.0, 8.0)
+CENTRE_MM = (0.0, -16.0, 8.0)
 """Centre of the head, of every image grid and of every rotation."""
 
 ELLIPSOIDS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -66,13 +67,19 @@ def ellipsoid(name: str, points: Array) -> Array:
     """Return the region `name` at MNI `points` [..., 3]: 1 inside, 0 outside, soft over about 3 mm."""
     centre, half_axes = ELLIPSOIDS[name]
     mirrored = _mirrored(points)
-    radius = np.sqrt((((mirrored - np.float32(centre)) / np.float32(half_axes)) ** 2).sum(-1))
+    radius = np.sqrt(
+        (
+            ((mirrored - np.asarray(centre, dtype=np.float32)) / np.asarray(half_axes, dtype=np.float32)) ** 2
+        ).sum(-1)
+    )
     return _soft((1.0 - radius) * min(half_axes))
 
 
 def pattern(disease: str, points: Array) -> Array:
     """Return the union of the regions of `disease` at MNI `points` [..., 3], values in [0, 1]."""
-    return np.asarray(np.max([ellipsoid(name, points) for name in PATTERNS[disease]], axis=0), dtype=np.float32)
+    return np.asarray(
+        np.max([ellipsoid(name, points) for name in PATTERNS[disease]], axis=0), dtype=np.float32
+    )
 
 
 def relative_uptake(points: Array) -> Array:
@@ -87,8 +94,8 @@ def hippocampus_tube(points: Array) -> Array:
     """Return the tube around the hippocampus' centre line at MNI `points` [..., 3], values in [0, 1]."""
     mirrored = _mirrored(points)
     depth = np.full(points.shape[:-1], -np.inf, dtype=np.float32)
-    for (start, radius_0), (end, radius_1) in zip(HIPPOCAMPUS_TUBE, HIPPOCAMPUS_TUBE[1:], strict=False):
-        a, b = np.float32(start), np.float32(end)
+    for (start, radius_0), (end, radius_1) in pairwise(HIPPOCAMPUS_TUBE):
+        a, b = np.asarray(start, dtype=np.float32), np.asarray(end, dtype=np.float32)
         along = np.clip(((mirrored - a) * (b - a)).sum(-1) / ((b - a) ** 2).sum(), 0, 1)
         distance = np.sqrt(((mirrored - a - along[..., None] * (b - a)) ** 2).sum(-1))
         depth = np.maximum(depth, radius_0 + along * (radius_1 - radius_0) - distance)

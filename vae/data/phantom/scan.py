@@ -1,7 +1,7 @@
 """One person's visits to the scanner: images, masks and true factors, as arrays.
 
-Anatomy is computed once for all visits; degrees of an anomaly reuse it, and the same noise, so that a simulated
-image differs from its healthy original by the anomaly alone.
+Anatomy is computed once for all visits; degrees of an anomaly reuse it, and the same noise, so that a
+simulated image differs from its healthy original by the anomaly alone.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def scan_person(spec: PhantomSpec, person: Person, founder: Founder, *, site: in
     images = {channel: visit.image(channel) for channel in spec.channels}
     disease = None
     if person.group == "diseased" and "pet" in images:
-        severity = [person.trajectory.severity(age) * person.hypometabolism for age in person.ages]
+        degrees = [person.trajectory.severity(age) * person.hypometabolism for age in person.ages]
+        loss = (np.array(degrees) / 100).astype(np.float32)[:, None, None, None]
         weight, disease = visit.pattern("ad")
-        images["pet"] = images["pet"] * (1 - weight * np.float32(severity)[:, None, None, None] / 100)
+        images["pet"] = np.asarray(images["pet"] * (1 - weight * loss), dtype=np.float32)
     return Scans(
         images=images,
         brain=visit.cut(visit.maps["brain"]) > 0.5,
@@ -142,15 +143,22 @@ class _Session:
             for v in range(len(self.person.ages))
         ]
         if channel == "pet":
-            return scanners.pet(machine, self.maps, own, streams, spacing=self.spec.voxel_mm, margin=self.margin)
+            return scanners.pet(
+                machine,
+                maps=self.maps,
+                own=own,
+                streams=streams,
+                spacing=self.spec.voxel_mm,
+                margin=self.margin,
+            )
         contrast = self.person.contrast[0 if channel == "t1w" else 1]
         return scanners.mri(
             machine,
             channel,
-            self.maps,
-            own,
-            contrast,
-            streams,
+            maps=self.maps,
+            own=own,
+            contrast=contrast,
+            streams=streams,
             spacing=self.spec.voxel_mm,
             margin=self.margin,
             lesion=lesion,

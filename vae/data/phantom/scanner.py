@@ -1,7 +1,7 @@
 """Scanners: how tissue becomes intensity at each hospital, and the noise on the way.
 
-A scanner is a public constant of its index: the first four are set apart by hand, the others are drawn once and for
-all. Intensities are in arbitrary units for T1w and T2w (gains differ) and in SUVR-like units for PET.
+A scanner is a public constant of its index: the first four are set apart by hand, the others are drawn once
+and for all. Intensities are in arbitrary units for T1w and T2w (gains differ) and in SUVR-like units for PET.
 """
 
 from __future__ import annotations
@@ -57,45 +57,92 @@ class Scanner:
 
 
 _HAND_MADE = (
-    ((0.56, 0.84, 0.64, 0.20), (0.55, 0.38, 0.46, 0.92), 1.00, 0.06, 2.0, 0.015, 1.00, 6.0, 0.030, 1.00),
-    ((0.62, 0.78, 0.67, 0.28), (0.60, 0.44, 0.51, 0.85), 1.15, 0.12, 5.0, 0.024, 0.82, 7.5, 0.045, 1.07),
-    ((0.50, 0.87, 0.61, 0.14), (0.50, 0.30, 0.40, 0.97), 0.85, 0.09, 3.0, 0.018, 1.25, 5.0, 0.035, 0.94),
-    ((0.60, 0.79, 0.66, 0.26), (0.60, 0.46, 0.52, 0.84), 1.10, 0.11, 6.0, 0.022, 0.93, 8.5, 0.050, 1.12),
+    Scanner(
+        name="scanner-1",
+        t1=(0.56, 0.84, 0.64, 0.2),
+        t2=(0.55, 0.38, 0.46, 0.92),
+        gamma=1.0,
+        bias=0.06,
+        blur_mm=2.0,
+        noise=0.015,
+        gain=1.0,
+        pet_fwhm_mm=6.0,
+        pet_noise=0.03,
+        pet_gain=1.0,
+    ),
+    Scanner(
+        name="scanner-2",
+        t1=(0.62, 0.78, 0.67, 0.28),
+        t2=(0.6, 0.44, 0.51, 0.85),
+        gamma=1.15,
+        bias=0.12,
+        blur_mm=5.0,
+        noise=0.024,
+        gain=0.82,
+        pet_fwhm_mm=7.5,
+        pet_noise=0.045,
+        pet_gain=1.07,
+    ),
+    Scanner(
+        name="scanner-3",
+        t1=(0.5, 0.87, 0.61, 0.14),
+        t2=(0.5, 0.3, 0.4, 0.97),
+        gamma=0.85,
+        bias=0.09,
+        blur_mm=3.0,
+        noise=0.018,
+        gain=1.25,
+        pet_fwhm_mm=5.0,
+        pet_noise=0.035,
+        pet_gain=0.94,
+    ),
+    Scanner(
+        name="scanner-4",
+        t1=(0.6, 0.79, 0.66, 0.26),
+        t2=(0.6, 0.46, 0.52, 0.84),
+        gamma=1.1,
+        bias=0.11,
+        blur_mm=6.0,
+        noise=0.022,
+        gain=0.93,
+        pet_fwhm_mm=8.5,
+        pet_noise=0.05,
+        pet_gain=1.12,
+    ),
 )
 
 
 def scanner(index: int) -> Scanner:
     """Return scanner `index` >= 0: always the same one."""
     if index < len(_HAND_MADE):
-        return _scanner(index, *_HAND_MADE[index])
+        return _HAND_MADE[index]
     rng = np.random.default_rng([20_240_501, index])
-    share = rng.uniform(size=4)
-    grey, white = 0.50 + 0.12 * share[0], 0.88 - 0.10 * share[0]
-    fluid = 0.14 + 0.14 * share[1]
-    t2_white = 0.30 + 0.16 * share[2]
-    return _scanner(
-        index,
-        (grey, white, 0.65 * grey + 0.35 * white, fluid),
-        (t2_white + 0.15 + 0.05 * share[3], t2_white, t2_white + 0.08, 0.84 + 0.13 * (1 - share[2])),
-        float(rng.uniform(0.85, 1.2)),
-        float(rng.uniform(0.05, 0.12)),
-        float(rng.uniform(2.0, 6.0)),
-        float(rng.uniform(0.012, 0.024)),
-        float(rng.uniform(0.8, 1.25)),
-        float(rng.uniform(5.0, MAX_FWHM_MM)),
-        float(rng.uniform(0.03, 0.05)),
-        float(rng.uniform(0.93, 1.13)),
+    contrast, t1_fluid, t2_contrast, t2_grey = (float(share) for share in rng.uniform(size=4))
+    grey, white = 0.50 + 0.12 * contrast, 0.88 - 0.10 * contrast
+    t2_white = 0.30 + 0.16 * t2_contrast
+    return Scanner(
+        name=f"scanner-{index + 1}",
+        t1=(grey, white, 0.65 * grey + 0.35 * white, 0.14 + 0.14 * t1_fluid),
+        t2=(t2_white + 0.15 + 0.05 * t2_grey, t2_white, t2_white + 0.08, 0.97 - 0.13 * t2_contrast),
+        gamma=float(rng.uniform(0.85, 1.2)),
+        bias=float(rng.uniform(0.05, 0.12)),
+        blur_mm=float(rng.uniform(2.0, 6.0)),
+        noise=float(rng.uniform(0.012, 0.024)),
+        gain=float(rng.uniform(0.8, 1.25)),
+        pet_fwhm_mm=float(rng.uniform(5.0, MAX_FWHM_MM)),
+        pet_noise=float(rng.uniform(0.03, 0.05)),
+        pet_gain=float(rng.uniform(0.93, 1.13)),
     )
 
 
 def mri(
     machine: Scanner,
     weighting: str,
+    *,
     maps: Mapping[str, Array],
     own: Mapping[str, Array],
     contrast: npt.NDArray[np.float64],
     streams: list[np.random.Generator],
-    *,
     spacing: float,
     margin: int,
     lesion: Array | None = None,
@@ -145,14 +192,14 @@ def mri(
 
 def pet(
     machine: Scanner,
+    *,
     maps: Mapping[str, Array],
     own: Mapping[str, Array],
     streams: list[np.random.Generator],
-    *,
     spacing: float,
     margin: int,
 ) -> Array:
-    """Scan the FDG uptake of all visits of a person: blurred to the scanner's resolution, noise grows with the root.
+    """Scan the FDG uptake of a person at all visits: blurred, noise grows with the root of the signal.
 
     Args:
         machine: The scanner.
@@ -171,37 +218,16 @@ def pet(
     sigma = machine.pet_fwhm_mm / 2.355 / spacing
     blurred = ndimage.gaussian_filter(activity, (0, sigma, sigma, sigma), truncate=2.5)
     blurred = np.maximum(blurred[..., margin : blurred.shape[-1] - margin], 0)
-    noise = np.stack([rng.standard_normal(blurred.shape[1:], dtype=np.float32) for rng in streams])
-    # Reconstruction correlates the noise of neighbours.
-    noise = ndimage.gaussian_filter(noise, (0, 0.5, 0.5, 0.5)) / np.float32(0.63)
+    noise = np.stack(
+        [_correlated(rng.standard_normal(blurred.shape[1:], dtype=np.float32)) for rng in streams]
+    )
     observed = machine.pet_gain * blurred + machine.pet_noise * np.sqrt(blurred) * noise
     return np.asarray(np.maximum(observed, 0), dtype=np.float32)
 
 
-def _scanner(
-    index: int,
-    t1: tuple[float, float, float, float],
-    t2: tuple[float, float, float, float],
-    gamma: float,
-    bias: float,
-    blur_mm: float,
-    noise: float,
-    gain: float,
-    pet_fwhm_mm: float,
-    pet_noise: float,
-    pet_gain: float,
-) -> Scanner:
-    """Name the numbers of a row."""
-    return Scanner(
-        name=f"scanner-{index + 1}",
-        t1=t1,
-        t2=t2,
-        gamma=gamma,
-        bias=bias,
-        blur_mm=blur_mm,
-        noise=noise,
-        gain=gain,
-        pet_fwhm_mm=pet_fwhm_mm,
-        pet_noise=pet_noise,
-        pet_gain=pet_gain,
-    )
+def _correlated(noise: Array) -> Array:
+    """Correlate the noise [X, Y, Z] of neighbours, as reconstruction does, and restore its variance of 1."""
+    kernel = ndimage.gaussian_filter1d(np.eye(1, 9, 4)[0], 0.5)
+    lost = float(np.sqrt((kernel**2).sum()))
+    thick = sum(size > 1 for size in noise.shape)
+    return np.asarray(ndimage.gaussian_filter(noise, 0.5) / np.float32(lost**thick), dtype=np.float32)

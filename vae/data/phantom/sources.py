@@ -1,9 +1,9 @@
 """Where founders come from: nilearn's MNI152 template, or a folder of FreeSurfer-style label maps.
 
-Both become the same thing: tissue fractions on a 2 mm grid whose head is centred, and MNI coordinates of every node.
-Label maps are placed in MNI space by turning the head until deep structures point the template's way and matching the
-centre and the spread of the brain along each axis; good to about a centimetre, which is enough for regions of that
-size and not for an atlas.
+Both become the same thing: tissue fractions on a 2 mm grid whose head is centred, and MNI coordinates of
+every node. Label maps are placed in MNI space by turning the head until deep structures point the template's
+way and matching the centre and the spread of the brain along each axis; good to about a centimetre, which is
+enough for regions of that size and not for an atlas.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from vae.data.phantom import regions
 from vae.data.phantom.deform import Lattice
+from vae.data.phantom.volume import UNREADABLE, nifti_shape, read_nifti
 from vae.errors import DataError
 
 SOURCE_MM = 2.0
@@ -57,7 +57,8 @@ LABELS: Mapping[str, tuple[int, ...]] = {
     "hippocampus": (17, 53),
     "ventricle": (4, 43, 5, 44, 14, 15, 31, 63),
 }
-"""FreeSurfer numbers of each tissue (amygdala and cerebellar cortex count as cortex, choroid plexus as ventricle)."""
+"""FreeSurfer numbers of each tissue (amygdala and cerebellar cortex count as cortex, choroid plexus as
+ventricle)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,10 @@ def founder_sources(
     """
     if folder is None:
         return {"mni152": _template_paths()}
-    found = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in sorted(Path(folder).glob("*.nii*"))}
+    found = {
+        path.name.removesuffix(".gz").removesuffix(".nii"): path
+        for path in sorted(Path(folder).glob("*.nii*"))
+    }
     if not found:
         raise DataError(f"founders: {folder} holds no .nii or .nii.gz label map; name a folder that does")
     wanted = sorted({*(subset or ()), *(held_out or ())}) or sorted(found)
@@ -113,17 +117,23 @@ def _template_paths() -> tuple[Path, ...]:
     from nilearn import datasets
 
     data = Path(datasets.__file__).parent / "data"
-    return tuple(data / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm"))
+    return tuple(
+        data / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")
+    )
 
 
 def _read_template(name: str, paths: tuple[Path, ...]) -> Source:
     """Turn the MNI152 maps into tissues: fluid is what neither grey nor white matter explains."""
-    images = [nibabel.load(path) for path in paths]
-    t1, grey, white = (np.asarray(image.dataobj, dtype=np.float32) for image in images)
-    affine = images[0].affine
+    (t1, affine), (grey, _), (white, _) = (read_nifti(path) for path in paths)
     step = round(SOURCE_MM)
-    t1, grey, white = (ndimage.gaussian_filter(a / a.max(), 0.5 * step)[::step, ::step, ::step] for a in (t1, grey, white))
-    lattice = Lattice(origin=tuple(float(v) for v in affine[:3, 3]), spacing=SOURCE_MM, shape=t1.shape)
+    t1, grey, white = (
+        ndimage.gaussian_filter(a / a.max(), 0.5 * step)[::step, ::step, ::step] for a in (t1, grey, white)
+    )
+    lattice = Lattice(
+        origin=(float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3])),
+        spacing=SOURCE_MM,
+        shape=t1.shape,
+    )
     mni = lattice.nodes().numpy()
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(t1 > 0.08, iterations=2))
     fluid = np.clip(brain - grey - white, 0, 1)
@@ -149,7 +159,9 @@ def _shrunk(lattice: Lattice) -> Lattice:
     centre = np.asarray(regions.CENTRE_MM)
     origin = centre + (np.asarray(lattice.origin) - centre) * TEMPLATE_SCALE
     return Lattice(
-        origin=(origin[0], origin[1], origin[2]), spacing=lattice.spacing * TEMPLATE_SCALE, shape=lattice.shape
+        origin=(origin[0], origin[1], origin[2]),
+        spacing=lattice.spacing * TEMPLATE_SCALE,
+        shape=lattice.shape,
     )
 
 
@@ -184,7 +196,9 @@ def _read_labels(name: str, path: Path) -> Source:
     sampled = ndimage.map_coordinates(labels, np.moveaxis(index, -1, 0), order=0, mode="constant", cval=0)
     tissues = {key: np.isin(sampled, values).astype(np.float32) for key, values in LABELS.items()}
     solid = sum(tissues.values()) > 0
-    inside = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(solid, 8), iterations=6)[8:-8, 8:-8, 8:-8])
+    inside = ndimage.binary_fill_holes(
+        ndimage.binary_closing(np.pad(solid, 8), iterations=6)[8:-8, 8:-8, 8:-8]
+    )
     tissues["csf"] = (inside & ~solid).astype(np.float32)
     mni = (nodes - MNI_BRAIN_CENTRE_MM) * (np.asarray(MNI_BRAIN_SPREAD_MM) / spread) + MNI_BRAIN_CENTRE_MM
     texture = np.zeros(lattice.shape, dtype=np.float32)
@@ -192,7 +206,7 @@ def _read_labels(name: str, path: Path) -> Source:
 
 
 def _rotation(labels: npt.NDArray[np.int32], affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the rotation that turns a head to look the template's way (Kabsch, over the landmarks it has)."""
+    """Return the rotation that makes a head look the template's way (Kabsch, over the landmarks it has)."""
     present = [number for number in LANDMARKS if np.any(labels == number)]
     seen = np.array([np.argwhere(labels == number).mean(axis=0) for number in present])
     seen = seen @ affine[:3, :3].T
@@ -205,20 +219,23 @@ def _rotation(labels: npt.NDArray[np.int32], affine: npt.NDArray[np.float64]) ->
 def _load_labels(name: str, path: Path) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Read and check a label map; returns labels [X, Y, Z] and the matrix from index to mm."""
     try:
-        image = nibabel.load(path)
-        shape = image.shape
+        shape = nifti_shape(path)
         if len(shape) != 3 or max(shape) > MAX_AXIS:
             raise DataError(f"founder {name}: shape {shape}, must be three axes of at most {MAX_AXIS}")
-        values = np.asarray(image.dataobj)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise DataError(f"founder {name}: not a readable NIfTI file ({type(error).__name__}); replace it") from error
+        values, affine = read_nifti(path)
+    except UNREADABLE as error:
+        raise DataError(
+            f"founder {name}: not a readable NIfTI file ({type(error).__name__}); replace it"
+        ) from error
     labels = values.astype(np.int32)
     if not np.array_equal(labels, values):
         raise DataError(f"founder {name}: values are no whole numbers; a label map is needed, not an image")
     empty = [tissue for tissue, numbers in LABELS.items() if not np.isin(labels, numbers).any()]
     if empty:
-        raise DataError(f"founder {name}: no voxel of {', '.join(empty)}; FreeSurfer label numbers are needed")
-    return labels, np.asarray(image.affine, dtype=np.float64)
+        raise DataError(
+            f"founder {name}: no voxel of {', '.join(empty)}; FreeSurfer label numbers are needed"
+        )
+    return labels, affine
 
 
 def _lattice_around(position: npt.NDArray[np.floating]) -> Lattice:
@@ -236,6 +253,12 @@ def _cropped(source: Source) -> Source:
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     origin = np.asarray(source.lattice.origin) + low * source.lattice.spacing
     shape = source.mni[box].shape
-    lattice = Lattice(origin=(origin[0], origin[1], origin[2]), spacing=source.lattice.spacing, shape=(shape[0], shape[1], shape[2]))
+    lattice = Lattice(
+        origin=(origin[0], origin[1], origin[2]),
+        spacing=source.lattice.spacing,
+        shape=(shape[0], shape[1], shape[2]),
+    )
     tissues = {key: value[box] for key, value in source.tissues.items()}
-    return Source(name=source.name, lattice=lattice, tissues=tissues, texture=source.texture[box], mni=source.mni[box])
+    return Source(
+        name=source.name, lattice=lattice, tissues=tissues, texture=source.texture[box], mni=source.mni[box]
+    )

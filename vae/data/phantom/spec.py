@@ -23,24 +23,24 @@ class PhantomSpec:
     Attributes:
         sites: Number of hospitals, >= 1. Site i (0-based) uses scanner `scanner_offset` + i.
         patients_per_site: Healthy patients to train on, >= 2.
-        test_patients_per_site: Other healthy patients, scanned for evaluation, >= 1; as many again (two at least) form
-            the reference for Z-maps.
+        test_patients_per_site: Other healthy patients, scanned for evaluation, >= 1; as many again (two at
+            least) form the reference for Z-maps.
         visits: Fewest and most visits of a patient.
         size: Edge of the image grid [voxels].
         voxel_mm: Edge of a voxel [mm]; `size * voxel_mm` must lie in 176..320 mm.
         channels: Image types, a subset of `t1w`, `t2w`, `pet` without repetition; order kept.
-        slab: Number of axial slices kept around z = 24 mm (bodies of the ventricles, posterior cingulate, angular
-            gyrus); 1 gives 2D images, None the whole volume.
+        slab: Number of axial slices kept around z = 22 mm (bodies of the ventricles, posterior cingulate,
+            angular gyrus); 1 gives 2D images, None the whole volume.
         founders: Folder of FreeSurfer-style label maps to descend from; None for the MNI152 template.
         founder_subset: Names (file names without `.nii.gz`) of the founders to use; None for all.
-        held_out_founders: Founders of the reference and test patients, disjoint from `founder_subset`; None to use the
-            same founders for everybody.
+        held_out_founders: Founders of the reference and test patients, disjoint from `founder_subset`; None
+            to use the same founders for everybody.
         scanner_offset: Index of the first site's scanner, >= 0: another offset gives other scanners.
-        degrees: Severities of the simulated anomaly [percent], each in 1..99: loss of uptake, or, without PET, share
-            of the white matter turned into lesions (there 1..5 is realistic).
+        degrees: Severities of the simulated anomaly [percent], each in 1..99: loss of uptake, or, without
+            PET, share of the white matter turned into lesions (there 1..5 is realistic).
         hypometabolism: Patterns simulated on PET: `ad`, `bvftd`, `lvppa`, `nfvppa`, `pca`, `svppa`.
-        diseased_patients_per_site: Patients with Alzheimer's disease written into the BIDS tree, >= 0; the cohorts of
-            `open_phantom` leave them out.
+        diseased_patients_per_site: Patients with Alzheimer's disease written into the BIDS tree, >= 0; the
+            cohorts of `open_phantom` leave them out.
         seed: Root of all randomness, >= 0.
 
     Raises:
@@ -88,7 +88,7 @@ def site_names(spec: PhantomSpec) -> tuple[str, ...]:
 
 
 def public_fields(spec: PhantomSpec) -> dict[str, object]:
-    """Return the fields that decide a single site's images: all but the number of sites and the founders' folder."""
+    """Return what decides one site's images: all fields but the number of sites and the founders' folder."""
     fields = dataclasses.asdict(spec)
     del fields["sites"], fields["founders"]
     return fields
@@ -122,7 +122,7 @@ def _image_problems(spec: PhantomSpec) -> list[str]:
         problems.append(f"size is {spec.size!r}, must be a whole number of voxels in 8..320")
     elif not FIELD_OF_VIEW_MM[0] <= spec.size * spec.voxel_mm <= FIELD_OF_VIEW_MM[1]:
         problems.append(
-            f"size {spec.size} x voxel_mm {spec.voxel_mm:g} is a field of view of {spec.size * spec.voxel_mm:g} mm, "
+            f"size {spec.size} x voxel_mm {spec.voxel_mm:g} spans {spec.size * spec.voxel_mm:g} mm, "
             f"must lie in {FIELD_OF_VIEW_MM[0]:g}..{FIELD_OF_VIEW_MM[1]:g} mm; "
             f"try voxel_mm {round(192 / spec.size, 2):g}"
         )
@@ -143,15 +143,19 @@ def _choice_problems(spec: PhantomSpec) -> list[str]:
         values = getattr(spec, name)
         if not values or len(set(values)) != len(values):
             problems.append(f"{name} is {values!r}, must be a list without repetition, not empty")
-    problems += [f"degrees holds {d!r}, must be percent in 1..99" for d in spec.degrees if not _is_int(d) or not 1 <= d <= 99]
+    problems += [
+        f"degrees holds {d!r}, must be percent in 1..99"
+        for d in spec.degrees
+        if not _is_int(d) or not 1 <= d <= 99
+    ]
     if spec.founders is None and (spec.founder_subset is not None or spec.held_out_founders is not None):
         problems.append("founder_subset and held_out_founders need founders: DIR")
     if spec.held_out_founders is not None:
         shared = set(spec.held_out_founders) & set(spec.founder_subset or ())
         if spec.founder_subset is None or shared or not spec.held_out_founders:
             problems.append(
-                f"held_out_founders is {spec.held_out_founders!r}, must be a non-empty list beside founder_subset "
-                "without a founder in common"
+                f"held_out_founders is {spec.held_out_founders!r}, must be a non-empty list "
+                "beside founder_subset, without a founder in common"
             )
     return problems
 

@@ -16,7 +16,7 @@ import torch
 
 @cache
 def code_version() -> str:
-    """Return a digest of this package's sources and of the libraries that compute: part of every cache key."""
+    """Return a digest of this package's sources and of the libraries below it: part of every cache key."""
     digest = hashlib.sha256(f"{numpy.__version__} {scipy.__version__} {torch.__version__}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

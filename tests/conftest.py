@@ -1,0 +1,37 @@
+"""Settings of every test: nothing phones home, one thread, repeatable examples."""
+
+import os
+import sys
+import tempfile
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before anything imports Flower or torch: both read these once. Child processes inherit them.
+_FLOWER_HOME = tempfile.TemporaryDirectory(prefix="flower-home-")
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_HOME": _FLOWER_HOME.name,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """One thread in torch, once something has imported it: small tensors are slower with more."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

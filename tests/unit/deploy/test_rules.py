@@ -1,0 +1,151 @@
+"""Rules between fields: each is broken once, alone, and its message is checked; then it is kept."""
+
+import pytest
+
+from deploy.config import load_experiment
+from deploy.errors import ConfigError
+
+PHANTOM = "data: {kind: phantom, sites: 5}\n"
+TOY = "data: {kind: toy, sites: 3}\n"
+PRIVATE = "epsilon: 3, divisor: 4"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_text(text):
+        file = tmp_path / "experiment.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load_experiment(file)
+
+    return load_text
+
+
+BROKEN = [
+    (TOY + "model: {beta: 2.0}", "model.beta", "beta-vae"),
+    ("data: {kind: toy, covariates: 1}\nmodel: {family: cvae, beta: 2.0}", "model.beta", "beta-vae"),
+    (TOY + "model: {family: cvae}", "model.family", "needs covariates"),
+    ("data: {kind: abide}\nmodel: {family: cvae}", "model.family", "needs covariates"),
+    (
+        "data: {kind: phantom, size: 32, voxel_mm: 6}\nmodel: {channels: [1, 2, 3, 4, 5]}",
+        "model.channels",
+        "32 voxels",
+    ),
+    ("data: {kind: phantom, slab: 8}\nmodel: {channels: [1, 2, 3]}", "model.channels", "axis of 8 voxels"),
+    ("data: {kind: phantom, slab: 40}", "data", "slab is 40"),
+    ("data: {kind: phantom, visits: [3, 1]}", "data", "visits"),
+    ("data: {kind: toy, records: [3, 1]}", "data", "records"),
+    ("data: {kind: abide, sites: [NYU, YAIL]}", "data", "YALE"),
+    ("data: {kind: nifti, sites: {a: {root: /x, preparation: {shape: [64, 64]}}}}", "data.sites.a", "shape"),
+    (
+        "data: {kind: dicom, sites: {a: {root: /x, labels: [y], preparation: {shape: [64, 64, 64]}}}}",
+        "data.sites.a",
+        "table",
+    ),
+    ("data: {kind: table, sites: {a: {path: /x, features: [x, x]}}}", "data.sites.a", "each once"),
+    (TOY + "federation: {strategy: fedprox}", "federation.proximal_mu", "required by `strategy: fedprox`"),
+    (TOY + "federation: {proximal_mu: 0.1}", "federation.proximal_mu", "alone; remove"),
+    (TOY + "federation: {strategy: trimmed-mean}", "federation.trim", "required"),
+    (
+        TOY + "federation: {strategy: trimmed-mean, trim: 2}",
+        "federation.trim",
+        "5 sites or more; there are 3",
+    ),
+    (TOY + "federation: {strategy: krum, num_byzantine: 1}", "federation.num_byzantine", "5 sites or more"),
+    (
+        TOY + "federation: {strategy: median, weights: {site-1: 1, site-2: 1, site-3: 2}}",
+        "federation.weights",
+        "alike",
+    ),
+    (TOY + "federation: {quorum: 4}", "federation.quorum", "only 3 sites"),
+    (TOY + "federation: {weights: {site-1: 1.0}}", "federation.weights", "site-2, site-3 lack one"),
+    (TOY + "privacy: {divisor: 4}", "privacy", "exactly one of"),
+    (TOY + "privacy: {epsilon: 3, noise_multiplier: 1, divisor: 4}", "privacy", "exactly one of"),
+    (TOY + "privacy: {epsilon: 3}", "privacy.divisor", "site-1, site-2, site-3"),
+    (
+        TOY + "privacy: {epsilon: 3, site_divisors: {site-1: 3, site-3: 4}}",
+        "privacy.divisor",
+        "for site-2 too",
+    ),
+    (TOY + f"privacy: {{{PRIVATE}, unit: record}}", "privacy.max_records_per_patient", "must be 1"),
+    (TOY + f"privacy: {{{PRIVATE}, momentum: 0.5}}", "privacy.momentum", "sgd"),
+    (
+        TOY + f"privacy: {{{PRIVATE}, site_divisors: {{site-4: 3}}}}",
+        "privacy.site_divisors.site-4",
+        "no such site",
+    ),
+    (TOY + "training: {momentum: 0.5}", "training.momentum", "sgd"),
+    (TOY + "arms: [mean, mean]", "arms", "2 times"),
+    (TOY + "arms: [federated-dp]", "arms", "privacy"),
+    (TOY + "faults: {sitee-1: {drop: true}}", "faults.sitee-1", "no such site"),
+    (TOY + "faults: {site-1: {}}", "faults.site-1", "names no fault"),
+    (TOY + "faults: {site-1: {drop: true, rounds: [3, 11]}}", "faults.site-1.rounds", "only 10 rounds"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "rule"), BROKEN, ids=[f"{path}-{rule[:12]}" for _, path, rule in BROKEN]
+)
+def test_a_broken_rule_is_the_only_problem(load, text, path, rule):
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    found = caught.value.problems
+    assert [problem.path for problem in found] == [path]
+    assert rule in found[0].rule
+    assert found[0].where.startswith("line ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOY + "model: {family: beta-vae, beta: 2.0}",
+        "data: {kind: toy, covariates: 1}\nmodel: {family: cvae}",
+        "data: {kind: phantom, size: 33, voxel_mm: 5.5}\nmodel: {channels: [1, 2, 3, 4, 5]}",
+        "data: {kind: phantom, slab: 9}\nmodel: {channels: [1, 2, 3]}",
+        "data: {kind: nifti, sites: {a: {root: /x, preparation: {shape: [64, 64], slab: true}}}}",
+        TOY + "federation: {strategy: fedprox, proximal_mu: 0.1}",
+        PHANTOM + "federation: {strategy: trimmed-mean, trim: 2}",
+        PHANTOM + "federation: {strategy: krum, num_byzantine: 1}",
+        TOY + "federation: {weights: {site-1: 1, site-2: 1, site-3: 2}, quorum: 3}",
+        TOY + "privacy: {noise_multiplier: 1, site_divisors: {site-1: 3, site-2: 3, site-3: 4}}",
+        TOY + f"privacy: {{{PRIVATE}, unit: record, max_records_per_patient: 1}}",
+        TOY + f"privacy: {{{PRIVATE}, optimiser: sgd, momentum: 0.5}}",
+        TOY + "faults: {dropout: 0.3, site-2: {update: nan, rounds: [1, 10]}}",
+        TOY + "faults: {site-1: {delay_s: 3.5}, site-2: {bandwidth_mbit: 2}, site-3: {crash: true}}",
+    ],
+)
+def test_what_keeps_the_rules_loads(load, text):
+    load(text)
+
+
+def test_sites_are_checked_even_where_the_section_has_other_problems(load):
+    with pytest.raises(ConfigError) as caught:
+        load(
+            "data: {kind: abide}\nfederation: {rounds: -1, weights: {NYUU: 1.0}}\n"
+            "faults: {dropuot: 0.3, OSHU: {drop: true}}\n"
+        )
+    hints = {problem.path: problem.suggestion for problem in caught.value.problems}
+    assert hints["federation.weights.NYUU"] == "NYU"
+    assert hints["faults.OSHU"] == "OHSU"
+    assert hints["faults.dropuot"] == "dropout"
+    assert "federation.rounds" in hints
+
+
+def test_no_suggestion_where_two_names_are_equally_near(load):
+    with pytest.raises(ConfigError) as caught:
+        load(TOY + "faults: {site-9: {drop: true}}")
+    assert caught.value.problems[0].suggestion == ""
+
+
+def test_faults_are_active_in_their_rounds(load):
+    faults = load(TOY + "faults: {site-1: {drop: true, rounds: [2]}, site-2: {crash: true}}").faults
+    assert [faults.sites["site-1"].active(r) for r in (1, 2, 3)] == [False, True, False]
+    assert faults.sites["site-2"].active(7)
+    assert faults.dropout == 0.0
+
+
+def test_divisors_by_site(load):
+    privacy = load(TOY + "privacy: {epsilon: 1, divisor: 4, site_divisors: {site-2: 7}}").privacy
+    assert [privacy.divisor_of(site) for site in ("site-1", "site-2")] == [4.0, 7.0]
+    alone = load(TOY + "privacy: {epsilon: 1, site_divisors: {site-1: 1, site-2: 2, site-3: 3}}").privacy
+    with pytest.raises(ValueError, match="site-9"):
+        alone.divisor_of("site-9")

@@ -1,0 +1,197 @@
+"""Releases, their merging, the pair of epsilons, calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import pytest
+
+from privacy import accounting
+from privacy.accounting import (
+    CURVE_INTERVAL,
+    EpsilonPair,
+    PldAccountant,
+    RdpAccountant,
+    Release,
+    calibrate_noise,
+    check_pair,
+    delta_is_sensible,
+    epsilons,
+    merge_releases,
+)
+from privacy.errors import AccountingError, PlanError, PrivacyError
+
+
+def release(steps: int = 10, q: float = 0.1, noise: float = 1.0) -> Release:
+    return Release(sampling_probability=q, noise_multiplier=noise, steps=steps)
+
+
+@pytest.mark.parametrize("q", [0.0, -0.1, 1.0001, math.nan, math.inf, "0.1", None, True])
+def test_release_refuses_a_sampling_probability_out_of_range(q: object):
+    with pytest.raises(PlanError, match=r"sampling_probability must be a number in \(0, 1\], got"):
+        Release(sampling_probability=q, noise_multiplier=1.0, steps=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan, math.inf, "1", False])
+def test_release_refuses_a_noise_multiplier_out_of_range(noise: object):
+    with pytest.raises(PlanError, match="noise_multiplier must be a finite number > 0, got"):
+        Release(sampling_probability=0.1, noise_multiplier=noise, steps=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [-1, 1.0, "3", True, None])
+def test_release_refuses_steps_that_are_not_a_count(steps: object):
+    with pytest.raises(PlanError, match="steps must be an integer >= 0, got"):
+        Release(sampling_probability=0.1, noise_multiplier=1.0, steps=steps)  # type: ignore[arg-type]
+
+
+def test_release_reports_every_problem_at_once():
+    with pytest.raises(PlanError) as caught:
+        Release(
+            sampling_probability=2.0,
+            noise_multiplier=-1.0,
+            steps=-1,
+            sampler="shuffle",  # type: ignore[arg-type]
+            neighbouring="replace_one",  # type: ignore[arg-type]
+        )
+    assert len(caught.value.problems) == 5
+    assert isinstance(caught.value, PrivacyError)
+
+
+def test_release_is_frozen_hashable_and_round_trips():
+    one = release()
+    assert Release.from_dict(one.to_dict()) == one
+    assert hash(Release.from_dict(one.to_dict())) == hash(one)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.steps = 3  # type: ignore[misc]
+
+
+def test_release_is_read_strictly():
+    document = release().to_dict()
+    del document["steps"]
+    document["step"] = 3
+    with pytest.raises(PlanError) as caught:
+        Release.from_dict(document)
+    assert caught.value.problems == ("steps is missing", "'step' is unknown (did you mean 'steps'?)")
+    with pytest.raises(PlanError, match="must be a mapping"):
+        Release.from_dict([1, 2])
+
+
+def test_merging_joins_equal_neighbours_only_and_keeps_the_order():
+    a, b = release(10), release(5, noise=2.0)
+    assert merge_releases([a, a, b, a]) == (release(20), b, a)
+
+
+def test_merging_drops_empty_releases_and_keeps_the_total():
+    a, b = release(10), release(0, noise=2.0)
+    assert merge_releases([b, a, b, a, b]) == (release(20),)
+    assert merge_releases([]) == ()
+
+
+def test_merging_twice_changes_nothing():
+    once = merge_releases([release(3), release(4), release(1, q=0.5), release(1)])
+    assert merge_releases(once) == once
+
+
+def test_the_pair_has_both_figures_and_the_tighter_one_is_smaller():
+    pair = epsilons([release(100)], 1e-5)
+    assert pair.rdp == RdpAccountant().epsilon([release(100)], 1e-5)
+    assert pair.pld == PldAccountant().epsilon([release(100)], 1e-5)
+    assert 0 < pair.pld < pair.rdp
+
+
+def test_the_pair_of_nothing_is_zero():
+    assert epsilons([], 1e-5) == EpsilonPair(rdp=0.0, pld=0.0)
+
+
+@pytest.mark.parametrize(("rdp", "pld"), [(5.0, 5.2), (1.0, 1.02), (0.0, 0.1), (5.0, math.nan), (5.0, math.inf)])
+def test_accountants_that_disagree_stop_everything(rdp: float, pld: float):
+    with pytest.raises(AccountingError, match="the accountants disagree: PLD"):
+        check_pair(EpsilonPair(rdp=rdp, pld=pld))
+
+
+@pytest.mark.parametrize(("rdp", "pld"), [(5.0, 4.0), (5.0, 5.0), (0.0, 0.005), (100.0, 100.5)])
+def test_discretisation_is_no_disagreement(rdp: float, pld: float):
+    check_pair(EpsilonPair(rdp=rdp, pld=pld))
+
+
+def test_a_broken_accountant_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda groups, delta: 0.1)
+    with pytest.raises(AccountingError, match=r"exceeds RDP 0\.1000"):
+        epsilons([release(100)], 1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 400])
+@pytest.mark.parametrize("q", [0.003, 0.1, 1.0])
+@pytest.mark.parametrize("noise", [0.6, 1.5, 6.0])
+def test_pld_never_exceeds_rdp(steps: int, q: float, noise: float):
+    pair = epsilons([release(steps, q, noise)], 1e-5, interval=CURVE_INTERVAL)
+    assert pair.pld <= pair.rdp + 1e-2
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+@pytest.mark.parametrize(("target", "q", "steps"), [(1.0, 0.04, 500), (8.0, 0.1, 300), (3.0, 1.0, 20), (60.0, 0.2, 100)])
+def test_calibration_meets_the_target_and_no_more(accountant: str, target: float, q: float, steps: int):
+    noise = calibrate_noise(
+        epsilon=target, delta=1e-5, sampling_probability=q, steps=steps, accountant=accountant, tolerance=1e-2
+    )
+    reader = RdpAccountant() if accountant == "rdp" else PldAccountant()
+    assert 0.99 * target <= reader.epsilon([release(steps, q, noise)], 1e-5) <= target
+
+
+def test_calibration_inverts_the_golden_figures():
+    noise = calibrate_noise(epsilon=6.769, delta=1e-5, sampling_probability=0.04, steps=2250)
+    assert noise == pytest.approx(1.5, rel=2e-3)
+    noise = calibrate_noise(epsilon=7.330, delta=1e-5, sampling_probability=0.04, steps=2250, accountant="rdp")
+    assert noise == pytest.approx(1.5, rel=2e-3)
+
+
+def test_calibration_needs_less_noise_by_the_tighter_bound():
+    arguments = {"epsilon": 4.0, "delta": 1e-5, "sampling_probability": 0.05, "steps": 300, "tolerance": 1e-2}
+    assert calibrate_noise(**arguments) < calibrate_noise(**arguments, accountant="rdp")
+
+
+def test_calibration_reports_every_problem_at_once():
+    with pytest.raises(PlanError) as caught:
+        calibrate_noise(
+            epsilon=-1.0,
+            delta=1.0,
+            sampling_probability=0.1,
+            steps=0,
+            accountant="gdp",  # type: ignore[arg-type]
+            tolerance=0.0,
+        )
+    assert len(caught.value.problems) == 5
+    with pytest.raises(PlanError, match="sampling_probability"):
+        calibrate_noise(epsilon=1.0, delta=1e-5, sampling_probability=1.5, steps=1)
+
+
+def test_calibration_says_when_no_noise_is_enough():
+    with pytest.raises(PlanError, match=r"no noise multiplier up to 100000 reaches the target; allow more epsilon"):
+        calibrate_noise(epsilon=1e-9, delta=1e-12, sampling_probability=1.0, steps=10**9)
+
+
+@pytest.mark.parametrize(
+    ("delta", "patients", "sensible"),
+    [(1e-5, 1000, True), (1e-3, 1000, False), (1e-3, 999, True), (0.01, 50, True), (0.1, 50, False), (0.0, 10, False)],
+)
+def test_delta_has_to_be_below_one_over_the_public_number_of_patients(delta: float, patients: int, sensible: bool):
+    assert delta_is_sensible(delta, patients) is sensible
+
+
+def test_importing_costs_neither_opacus_nor_dp_accounting():
+    code = (
+        "import sys; import privacy.accounting, privacy.plan, privacy.claim, privacy.unsafe; "
+        "print([name for name in ('opacus', 'dp_accounting', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_careless_plan_is_coarse_but_still_an_upper_bound():
+    # Epsilon near 2000: the grid widens, so that this takes milliseconds, and the bound moves by less than 0.1 %.
+    pair = epsilons([release(50, 0.5, 0.1)], 1e-5)
+    assert 1997.43 < pair.pld < 1999.4
+    assert pair.pld <= pair.rdp

@@ -83,10 +83,17 @@ class Experiment(BaseModel):
         Raises:
             ModelSpecError: model and data do not go together.
         """
+        from vae.errors import ModelSpecError
         from vae.spec import ModelSpec
 
+        stated = self.model.input_shape
+        if stated is not None and stated != tuple(input_shape):
+            raise ModelSpecError(
+                f"model.input_shape is {list(stated)}, records are {list(input_shape)}; state theirs, or leave it out"
+            )
         used = num_covariates if self.model.family == "cvae" else 0
-        return ModelSpec(input_shape=tuple(input_shape), num_covariates=used, **self.model.model_dump())
+        fields = self.model.model_dump(exclude={"input_shape", "num_covariates"})
+        return ModelSpec(input_shape=tuple(input_shape), num_covariates=used, **fields)
 
     def resolved_yaml(self) -> str:
         """Return a file with every field written out, which loads to an equal experiment."""

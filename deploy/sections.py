@@ -35,7 +35,13 @@ class Engine(BaseModel):
 
 
 class Model(BaseModel):
-    """The model; see `vae.spec.ModelSpec`. The input's shape follows from the data."""
+    """The model; see `vae.spec.ModelSpec`.
+
+    Attributes:
+        input_shape: (C, *S) of a record, or (F,). A simulation takes it from the data and checks it; a deployment must
+            state it, since its server opens no data.
+        num_covariates: Likewise, for `cvae`.
+    """
 
     model_config = STRICT
     family: Literal["vae", "beta-vae", "cvae"] = "vae"
@@ -46,6 +52,8 @@ class Model(BaseModel):
     initial_scale: Positive = 0.1
     upsampling: Literal["interpolate", "transpose"] = "interpolate"
     output: Literal["linear", "sigmoid"] = "linear"
+    input_shape: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] | None = None
+    num_covariates: Annotated[int, Field(ge=0)] = 0
 
 
 class Federation(BaseModel):

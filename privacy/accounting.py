@@ -37,6 +37,9 @@ FINAL_INTERVAL = 1e-4
 CURVE_INTERVAL = 1e-3
 """Grid for curves of many points: about 10 times faster, epsilon about 1e-3 larger (never smaller)."""
 
+MAX_STEPS = 1_000_000
+"""Most steps of one release: beyond it the accountants cost minutes, which a hostile document could ask for."""
+
 _MOST_NOISE = 1e5
 _PLD_TOLERANCE = 1e-2
 
@@ -48,7 +51,7 @@ class Release:
     Attributes:
         sampling_probability: q, probability of each patient in each step, in (0, 1]; a public constant.
         noise_multiplier: sigma, standard deviation of the noise over the clip bound [dimensionless], > 0.
-        steps: Number of steps, >= 0.
+        steps: Number of steps, 0 to MAX_STEPS.
         sampler: `poisson`, the only sampler with a proven amplification here.
         neighbouring: `add_remove` one unit.
     """
@@ -71,7 +74,7 @@ class Release:
             *number_problem(
                 "noise_multiplier", self.noise_multiplier, low=0.0, high=math.inf, rule="a finite number > 0"
             ),
-            *integer_problem("steps", self.steps, low=0),
+            *integer_problem("steps", self.steps, low=0, high=MAX_STEPS),
             *choice_problem("sampler", self.sampler, choices=("poisson",)),
             *choice_problem("neighbouring", self.neighbouring, choices=("add_remove",)),
         ]
@@ -231,7 +234,7 @@ def calibrate_noise(
         epsilon: Target, > 0 and finite.
         delta: In (0, 1).
         sampling_probability: q in (0, 1].
-        steps: Steps of all rounds together, >= 1.
+        steps: Steps of all rounds together, 1 to MAX_STEPS.
         accountant: Which bound has to meet the target.
         tolerance: How far below the target epsilon may be, relative, in (0, 0.5].
 
@@ -245,7 +248,7 @@ def calibrate_noise(
         *number_problem("epsilon", epsilon, low=0.0, high=math.inf, rule="a finite number > 0"),
         *number_problem("tolerance", tolerance, low=0.0, high=0.5, rule="a number in (0, 0.5]"),
         *number_problem("delta", delta, low=0.0, high=1.0 - 1e-12, rule="a number in (0, 1)"),
-        *integer_problem("steps", steps, low=1),
+        *integer_problem("steps", steps, low=1, high=MAX_STEPS),
         *choice_problem("accountant", accountant, choices=("rdp", "pld")),
     ]
     if problems:

@@ -14,7 +14,9 @@ from typing import Any
 Group = tuple[float, float, int]
 """(sampling_probability, noise_multiplier, steps > 0); a history is a sorted tuple of distinct ones."""
 
-_PLD_RELATIVE_INTERVAL = 1e-5
+_RELATIVE_INTERVAL = 1e-5
+_LARGE_NOISE = 20.0
+_MEANINGLESS = 500.0  # exp(epsilon) nears the end of float64; RDP's bound serves where no privacy is left
 _RDP_ORDERS = (
     *(1 + x / 100 for x in range(1, 10)),
     *(1 + x / 10 for x in range(1, 100)),
@@ -71,6 +73,9 @@ def pld_epsilon(groups: tuple[Group, ...], delta: float, interval: float) -> flo
     """Return the PLD bound of canonical groups."""
     if not groups:
         return 0.0
+    bound = rdp_epsilon(groups, delta)
+    if bound > _MEANINGLESS:
+        return bound
     step = _interval(groups, delta, interval)
     composed: Any = None
     for sampling_probability, noise_multiplier, steps in groups:
@@ -80,8 +85,13 @@ def pld_epsilon(groups: tuple[Group, ...], delta: float, interval: float) -> flo
 
 
 def _interval(groups: tuple[Group, ...], delta: float, interval: float) -> float:
-    """Return `interval`, widened by powers of two to at least 1e-5 of the RDP bound."""
-    wanted = _PLD_RELATIVE_INTERVAL * rdp_epsilon(groups, delta)
-    return (
-        interval * 2.0 ** max(0, math.ceil(math.log2(wanted / interval))) if wanted > interval else interval
+    """Return `interval` times a power of two.
+
+    Narrower than half the spread of one step's loss (about q / sigma) where noise is large, or rounding up the loss
+    would dominate it; but not narrower than 1e-5 of the RDP bound, so that the grid stays small.
+    """
+    spreads = [q / noise for q, noise, _ in groups if noise >= _LARGE_NOISE]
+    wanted = max(
+        min([interval, *(spread / 2 for spread in spreads)]), _RELATIVE_INTERVAL * rdp_epsilon(groups, delta)
     )
+    return float(interval * 2.0 ** math.ceil(math.log2(wanted / interval)))

@@ -39,21 +39,27 @@ def number_problem(name: str, value: object, *, low: float, high: float, rule: s
         with contextlib.suppress(OverflowError):  # an integer beyond float64
             if math.isfinite(value) and low < value <= high:
                 return []
-    return [f"{name} must be {rule}, got {value!r}"]
+    return [f"{name} must be {rule}, got {value!r:.60}"]
 
 
-def integer_problem(name: str, value: object, *, low: int) -> list[str]:
-    """Return a problem unless `value` is an int (no bool) of at least `low`."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= low:
+def integer_problem(name: str, value: object, *, low: int, high: int | None = None) -> list[str]:
+    """Return a problem unless `value` is an int (no bool) with low <= value <= high."""
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and low <= value
+        and (high is None or value <= high)
+    ):
         return []
-    return [f"{name} must be an integer >= {low}, got {value!r}"]
+    rule = f">= {low}" if high is None else f"from {low} to {high}"
+    return [f"{name} must be an integer {rule}, got {value!r:.60}"]
 
 
 def choice_problem(name: str, value: object, *, choices: Sequence[str]) -> list[str]:
     """Return a problem unless `value` is one of `choices`."""
     if isinstance(value, str) and value in choices:
         return []
-    return [f"{name} must be one of {', '.join(choices)}, got {value!r}"]
+    return [f"{name} must be one of {', '.join(choices)}, got {value!r:.60}"]
 
 
 def parse_json(text: str, *, subject: str) -> object:

@@ -126,9 +126,9 @@ class SeededRandomness:
 def grid_spacing(*, noise_multiplier: float, max_grad_norm: float, divisor: float) -> float:
     """Return the spacing of the grid of released values.
 
-    The power of two at or below sigma C / divisor / 1024: a power of two, so that rounding is exact in binary;
-    a function of the plan alone, so that it tells nothing. Its rounding error (variance spacing^2 / 12) is below
-    1e-7 of the noise's variance.
+    The power of two at or below sigma C / divisor / 1024: a power of two, so that rounding is exact in
+    binary; a function of the plan alone, so that it tells nothing. Its rounding error (variance
+    spacing^2 / 12) is below 1e-7 of the noise's variance.
     """
     return 2.0 ** (
         math.floor(math.log2(noise_multiplier) + math.log2(max_grad_norm) - math.log2(divisor)) - _GRID_BITS

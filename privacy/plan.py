@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from privacy.accounting import Neighbouring, Release
+from privacy.accounting import MAX_STEPS, Neighbouring, Release
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem, require_fields
 from privacy.unsafe import NoPrivacy
@@ -30,7 +30,7 @@ class PrivacyPlan:
 
     Attributes:
         sampling_probability: q, probability of each patient in each step, in (0, 1].
-        steps: Steps of one round, >= 0. Constant: an empty sample is a step.
+        steps: Steps of one round, 0 to `accounting.MAX_STEPS`. Constant: an empty sample is a step.
         noise_multiplier: sigma [in units of max_grad_norm], > 0.
         max_grad_norm: C, the bound on the L2 norm of one patient's gradient, > 0 and finite.
         divisor: What the noisy sum is divided by, > 0; typically q times a public number of patients.
@@ -63,7 +63,7 @@ class PrivacyPlan:
             *number_problem(
                 "sampling_probability", self.sampling_probability, low=0, high=1, rule="a number in (0, 1]"
             ),
-            *integer_problem("steps", self.steps, low=0),
+            *integer_problem("steps", self.steps, low=0, high=MAX_STEPS),
             *number_problem("noise_multiplier", self.noise_multiplier, low=0, high=math.inf, rule=positive),
             *number_problem("max_grad_norm", self.max_grad_norm, low=0, high=math.inf, rule=positive),
             *number_problem("divisor", self.divisor, low=0, high=math.inf, rule=positive),

@@ -240,8 +240,8 @@ def train_unsafe(
     """Train `module` in place without privacy: shuffled epochs over patients.
 
     The loss is the mean over patients of their mean losses. Same estimand, arguments and streams as
-    `train_private`, so that the difference between the two arms is privacy. A step whose gradient is not finite
-    is counted and left out. Warns with `UnsafeWarning`.
+    `train_private`, so that the difference between the two arms is privacy. A step whose gradient is not
+    finite is counted and left out. Warns with `UnsafeWarning`.
     """
     warn_unsafe()
     order_rng = randomness.stream("sampling").generator()

@@ -219,9 +219,8 @@ def _content(reply: Message, expected: Expectation) -> RecordDict:
     if not reply.has_content():
         raise RejectedError(expected.site, RejectionCode.MALFORMED)
     content = reply.content
-    if (
-        content.metric_records or len(content.config_records) != 1
-    ):  # a site sends no figures, whatever they are
+    # A site sends no figures, whatever they are.
+    if content.metric_records or len(content.config_records) != 1:
         raise RejectedError(expected.site, RejectionCode.MALFORMED)
     texts = [value for record in content.config_records.values() for value in record.values()]
     if any(isinstance(value, str | bytes) and len(value) > _TEXT_BYTES for value in texts):

@@ -19,7 +19,7 @@ from server.checkpoint import Checkpoint, latest, save
 from server.clock import Clock
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
-from server.strategy import FederatedStrategy, StrategyState
+from server.strategy import FederatedStrategy, StrategyState, make_strategy
 from vae.objectives import kl_warmup
 from vae.spec import ModelSpec, Sharing
 
@@ -130,10 +130,9 @@ def federate(
         CheckpointError: the folder holds another run's checkpoints.
     """
     nodes = enrol(grid, plan.site_weights, clock, timeout_s=plan.timing.enrol_s)
-    strategy = FederatedStrategy(
-        name=plan.strategy.name,
-        aggregator=plan.strategy.make_aggregator(folder),
-        optimiser=plan.strategy.make_optimiser(),
+    strategy = make_strategy(
+        plan.strategy,
+        scratch=folder,
         admission=Admission(max_update_norm=plan.strategy.max_update_norm),
         enrolled=nodes,
         site_weights=plan.site_weights,

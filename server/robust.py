@@ -4,8 +4,8 @@ A rule is a frozen value; `Spooled` makes it an `Aggregator`. All rules ignore t
 weighted median would let one large site decide alone.
 
 They bound what updates of admissible size can do. With three to five hospitals that is little: `trim=1` of
-four leaves two, and Krum needs five updates to withstand one hostile site, a sixth if admission is to reject
-one besides.
+four leaves two, and Krum needs five sites to withstand one, of which none may drop out. A site whose update
+admission refused by name is one that need not be withstood any more; one that failed or is silent still is.
 """
 
 from __future__ import annotations

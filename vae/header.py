@@ -63,18 +63,14 @@ def parse(content: bytes, *, header_limit: int) -> Header:
 
     Raises:
         WeightsError: too long, cut short, not JSON, a key twice, another structure than safetensors has, or
-        data
-            that overlap, leave a hole or are left over.
+            data that overlap, leave a hole or are left over.
     """
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     if len(content) < _LENGTH_BYTES or start > min(len(content), _LENGTH_BYTES + header_limit):
         raise WeightsError("not a safetensors file, or cut short: the header's length does not fit the file")
     try:
         document = json.loads(content[_LENGTH_BYTES:start].decode(), object_pairs_hook=_without_duplicates)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: bad UTF-8, bad JSON, a number too long, a key twice
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number too long, a key twice
         raise WeightsError(f"bad header: {error}") from error
     if not isinstance(document, dict):
         raise WeightsError("bad header: not a JSON object")

@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from flwr.app import Context
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from deploy.errors import EngineError
-from deploy.simulation.grid import Executor, InProcess, LocalGrid, make_contexts
+from deploy.simulation.grid import SERVER_NODE, Executor, InProcess, LocalGrid, make_contexts
 from deploy.simulation.sites import VirtualSites
 from deploy.simulation.workers import Workers
+from server.app import make_app
 
 Result = TypeVar("Result")
 Work = Callable[[Grid], Result]
@@ -40,13 +41,16 @@ def run_local(sites: VirtualSites, names: Sequence[str], work: Work[Result], *, 
         executor = InProcess(sites.app(), make_contexts(nodes))
     else:
         executor = Workers(sites.app, nodes, num_workers=workers)
+    server, results = _server(work)
+    context = Context(run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in every worker: sums split over threads differ in their last bits
     try:
-        return work(LocalGrid(names, executor))
+        server(LocalGrid(names, executor), context)
     finally:
         torch.set_num_threads(threads)
         executor.close()
+    return results()
 
 
 def run_ray(sites: VirtualSites, work: Work[Result], *, gpus_per_site: float = 0.0) -> Result:
@@ -68,19 +72,7 @@ def run_ray(sites: VirtualSites, work: Work[Result], *, gpus_per_site: float = 0
         ) from error
     from flwr.simulation import run_simulation
 
-    results: list[Result] = []
-    errors: list[BaseException] = []
-    server = ServerApp()
-
-    def main(grid: Grid, context: Context) -> None:
-        """Play the server; keep what it says, since Flower hands nothing back."""
-        del context
-        try:
-            results.append(work(grid))
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            errors.append(error)
-
-    server.main()(main)
+    server, results = _server(work)
     backend: dict[str, Any] = {
         "client_resources": {"num_cpus": 1, "num_gpus": gpus_per_site},
         "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False, "log_to_driver": False},
@@ -88,10 +80,27 @@ def run_ray(sites: VirtualSites, work: Work[Result], *, gpus_per_site: float = 0
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # run_simulation is deprecated in flwr 1.41 and has no successor in a process
+        )  # run_simulation is deprecated in flwr 1.41, without a successor in a process
         run_simulation(server, sites.app(), num_supernodes=len(sites.sites), backend_config=backend)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise EngineError("engine ray: Flower's engine ended without a result; its log above says why")
-    return results[0]
+    return results()
+
+
+def _server(work: Work[Result]) -> tuple[ServerApp, Callable[[], Result]]:
+    """Return a ServerApp that does `work`, and what tells its result: Flower hands nothing back."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def keep(grid: Grid) -> None:
+        try:
+            results.append(work(grid))
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            errors.append(error)
+
+    def result() -> Result:
+        if errors:
+            raise errors[0]
+        if not results:
+            raise EngineError("the engine ended without a result; its log above says why")
+        return results[0]
+
+    return make_app(keep), result

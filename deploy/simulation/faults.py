@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.contract import encode_weights
+from deploy.config import Experiment
 from server.clock import Clock
 
 Falsification = Literal["nan", "inf", "huge", "wrong-shape", "renamed", "stale", "corrupt"]
@@ -71,6 +72,25 @@ class FaultPlan:
 
     def __bool__(self) -> bool:
         return bool(self.sites) or self.dropout > 0
+
+
+def fault_plan(experiment: Experiment) -> FaultPlan:
+    """Return what goes wrong on purpose."""
+    return FaultPlan(
+        sites={
+            site: SiteFault(
+                update=fault.update,
+                crash=fault.crash,
+                drop=fault.drop,
+                delay_s=fault.delay_s,
+                bandwidth_mbit=fault.bandwidth_mbit,
+                rounds=None if fault.rounds == "all" else frozenset(fault.rounds),
+            )
+            for site, fault in experiment.faults.sites.items()
+        },
+        dropout=experiment.faults.dropout,
+        seed=experiment.seed,
+    )
 
 
 class FaultyGrid(Grid):

@@ -18,12 +18,12 @@ from flwr.serverapp import Grid
 from client.contract import Weights
 from client.site import local_weights
 from deploy.config import Experiment
+from deploy.plans import federation_plan, isolated_plan
 from deploy.simulation import diary
 from deploy.simulation.engines import run_local, run_ray
-from deploy.simulation.faults import FaultyGrid
+from deploy.simulation.faults import FaultyGrid, fault_plan
 from deploy.simulation.isolated import train_isolated
 from deploy.simulation.judge import MAX_ALONE_ARMS, OWN, Arm, LatentLog, latent_use
-from deploy.simulation.plans import fault_plan, federation_plan, isolated_plan
 from deploy.simulation.progress import Progress, RoundView
 from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare
 from privacy.claim import Claim
@@ -157,13 +157,17 @@ class _Training:
             latents=self._latents.read(),
         )
 
+    def _plan(self, *, private: bool) -> FederationPlan:
+        """Return the plan of a federated arm; what is random in a simulation is seeded."""
+        return federation_plan(self._experiment, self._spec, private=private, randomness="seeded")
+
     def _isolated(self) -> list[Arm]:
         """Train each site alone, and all patients in one place."""
         local = self._experiment.site_names if "local" in self._experiment.arms else ()
         central = (POOLED,) if "centralised" in self._experiment.arms else ()
         if not local and not central:
             return []
-        plan = isolated_plan(federation_plan(self._experiment, self._spec, private=False))
+        plan = isolated_plan(self._plan(private=False), (*local, *central))
         nodes = enrol(self._grid, (*local, *central), self._clock, timeout_s=plan.timing.enrol_s)
         weights = train_isolated(
             self._grid,
@@ -200,7 +204,7 @@ class _Training:
 
     def _federation(self, arm: str, *, private: bool) -> Arm:
         """Train one federated arm, with the faults of the experiment."""
-        plan = federation_plan(self._experiment, self._spec, private=private)
+        plan = self._plan(private=private)
         grid = self._grid
         faults = fault_plan(self._experiment)
         if faults:

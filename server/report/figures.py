@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-MAX_SITES = 40
+MAX_SITES = 24
 """More sites than this are not drawn one by one; the page says how many were left out."""
 
 _LINES = (BLUE, ORANGE, GREEN, "#8a3d7c", VERMILION, "#5b6875")

@@ -147,7 +147,7 @@ def attendance(report: Report) -> tuple[Block, ...]:
             line: list[tuple[Status | None, str, str]] = []
             for number_ in some:
                 cell = cells.get((site, number_))
-                hint = f"{site}, round {number_}: " + (
+                hint = f"{shown(site)}, round {number_}: " + (
                     ": ".join(part for part in (cell.status, cell.detail) if part) if cell else "not asked"
                 )
                 line.append((cell.status if cell else None, MARKS[cell.status] if cell else "", hint))

@@ -99,8 +99,8 @@ class GaussianVae(nn.Module):
     ) -> Loss:
         """Return the negative evidence lower bound of each record, with one draw of the latent.
 
-        total = -log N(x; decoder(z), s^2) + kl_weight * KL(q(z | x) || N(0, I)), z = mean + std *
-        latent_noise
+        total = -log N(x; decoder(z), s^2) + kl_weight * KL(q(z | x) || N(0, I))
+        z = mean + standard deviation * latent_noise
 
         Args:
             values: [B, C, *S].

@@ -27,8 +27,7 @@ def initialise(model: GaussianVae, *, initial_scale: float, generator: torch.Gen
         generator: CPU generator; it alone decides the values.
 
     Raises:
-        RuntimeError: a layer has parameters and no rule here; uninitialised memory must never be trained or
-        sent.
+        RuntimeError: a layer has parameters and no rule here; uninitialised memory must never be trained.
     """
     with torch.no_grad():
         for name, module in model.named_modules():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,6 +89,12 @@ def _with_text(update: Update, text: str) -> RecordDict:
     return content
 
 
+def _padded(update: Update) -> RecordDict:
+    """Return an update that is right in everything, but with a mebibyte of blanks in its JSON."""
+    (config,) = encode_update(update).config_records.values()
+    return _with_text(update, str(config["json"]) + " " * (1 << 20))
+
+
 def _with_record(update: Update, key: str, record: ArrayRecord | MetricRecord | ConfigRecord) -> RecordDict:
     content = encode_update(update)
     content[key] = record
@@ -153,7 +158,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "json-of-something": ("malformed", lambda u: _with_text(u, "[1]")),
     "deep-json": ("malformed", lambda u: _with_text(u, "[" * 100_000)),
     "long-number": ("malformed", lambda u: _with_text(u, "1" * 10_000)),
-    "large-json": ("malformed", lambda u: _with_text(u, json.dumps({"kind": "x" * (1 << 20)}))),
+    "large-json": ("malformed", _padded),
     "unknown-kind": ("malformed", lambda u: with_body(encode_update(u), lambda b: b.update(kind="order"))),
     "unknown-field": ("malformed", lambda u: with_body(encode_update(u), lambda b: b.update(patients=123))),
     "missing-field": ("malformed", lambda u: with_body(encode_update(u), lambda b: b.pop("claim"))),

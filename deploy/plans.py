@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from client.contract import LearningPlan, Plan
 from deploy.config import Experiment
 from deploy.sections import Faults
-from deploy.simulation.faults import FaultPlan, SiteFault
-from deploy.simulation.sites import POOLED
 from privacy.accounting import calibrate_noise
-from privacy.plan import PrivacyPlan
+from privacy.plan import PrivacyPlan, RandomnessKind
 from privacy.unsafe import NoPrivacy
 from server.federation import FederationPlan
 from server.rounds import Timing
@@ -41,13 +40,16 @@ def noise_multiplier(experiment: Experiment) -> float:
     )
 
 
-def privacy_plan(experiment: Experiment, site: str, sigma: float) -> PrivacyPlan:
+def privacy_plan(
+    experiment: Experiment, site: str, sigma: float, *, randomness: RandomnessKind
+) -> PrivacyPlan:
     """Return one round's privacy plan for a site.
 
     Args:
         experiment: With a privacy section.
         site: Whose divisor to take.
         sigma: Noise multiplier.
+        randomness: `seeded` in a simulation, `os` where privacy is claimed.
     """
     privacy = experiment.privacy
     if privacy is None:
@@ -61,22 +63,30 @@ def privacy_plan(experiment: Experiment, site: str, sigma: float) -> PrivacyPlan
         delta=privacy.delta,
         unit=privacy.unit,
         max_records_per_patient=privacy.max_records_per_patient or ALL_RECORDS,
-        randomness="seeded",
+        randomness=randomness,
         grad_engine=privacy.grad_engine,
     )
 
 
-def federation_plan(experiment: Experiment, spec: ModelSpec, *, private: bool) -> FederationPlan:
-    """Return the plan of the federated arm, with or without privacy; it knows the node of the pooled arm as well."""
+def federation_plan(
+    experiment: Experiment, spec: ModelSpec, *, private: bool, randomness: RandomnessKind
+) -> FederationPlan:
+    """Return the plan of a federation.
+
+    Args:
+        experiment: What to run.
+        spec: Its model.
+        private: Whether updates are differentially private, by the experiment's privacy section.
+        randomness: Of private updates: `seeded` in a simulation, `os` where privacy is claimed.
+    """
     sites = experiment.site_names
     federation, training, privacy = experiment.federation, experiment.training, experiment.privacy
-    plans: dict[str, Plan] = dict.fromkeys(
-        (*sites, POOLED), NoPrivacy(steps=training.local_steps, batch_patients=training.batch_patients)
-    )
+    plain = NoPrivacy(steps=training.local_steps, batch_patients=training.batch_patients)
+    plans: dict[str, Plan] = dict.fromkeys(sites, plain)
     chosen = training if privacy is None or not private else privacy
     if private:
         sigma = noise_multiplier(experiment)
-        plans = {site: privacy_plan(experiment, site, sigma) for site in sites}
+        plans = {site: privacy_plan(experiment, site, sigma, randomness=randomness) for site in sites}
     arm = "federated-dp" if private else "federated"
     return FederationPlan(
         run_id=f"{identity(experiment)[:16]}-{arm}",
@@ -105,31 +115,19 @@ def identity(experiment: Experiment) -> str:
     return experiment.model_copy(update={"faults": Faults()}).hash()
 
 
-def isolated_plan(plan: FederationPlan) -> FederationPlan:
-    """Return the plan of the arms without a federation: the same rounds and steps, under a run of its own."""
+def isolated_plan(plan: FederationPlan, nodes: Iterable[str]) -> FederationPlan:
+    """Return the plan of the arms without a federation: the same rounds and steps for each node, in a run of its own.
+
+    Args:
+        plan: The federation without privacy.
+        nodes: Names of the nodes that train, each for itself.
+    """
+    plain = next(iter(plan.plans.values()))
     return replace(
         plan,
         run_id=plan.run_id.removesuffix("-federated") + "-isolated",
+        plans=dict.fromkeys(nodes, plain),
         learning=replace(plan.learning, proximal_mu=0.0),
-    )
-
-
-def fault_plan(experiment: Experiment) -> FaultPlan:
-    """Return what goes wrong on purpose."""
-    return FaultPlan(
-        sites={
-            site: SiteFault(
-                update=fault.update,
-                crash=fault.crash,
-                drop=fault.drop,
-                delay_s=fault.delay_s,
-                bandwidth_mbit=fault.bandwidth_mbit,
-                rounds=None if fault.rounds == "all" else frozenset(fault.rounds),
-            )
-            for site, fault in experiment.faults.sites.items()
-        },
-        dropout=experiment.faults.dropout,
-        seed=experiment.seed,
     )
 
 

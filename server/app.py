@@ -1,0 +1,66 @@
+"""The Flower ServerApp: plays the coordinating centre on any Flower grid.
+
+`make_app` wraps what a server does into a ServerApp; the simulator uses it with the arms of an experiment, on every
+engine. `app` at the bottom is what Flower's SuperLink loads: it reads one experiment, federates the enrolled sites
+and saves every round. It opens no data and knows a site by its name alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.clock import WallClock
+from server.errors import ServerError
+from server.federation import federate
+
+
+def make_app(work: Callable[[Grid], None]) -> ServerApp:
+    """Return a ServerApp that does `work` on the grid it is given."""
+    made = ServerApp()
+
+    def main(grid: Grid, context: Context) -> None:
+        """Do the work; the context holds nothing that it needs."""
+        del context
+        work(grid)
+
+    made.main()(main)
+    return made
+
+
+def run_deployed(grid: Grid, context: Context) -> None:
+    """Federate the sites of the experiment that the run configuration names.
+
+    Run configuration:
+        experiment: Path of the experiment's YAML file at the centre. Its `model.input_shape` must be given, since the
+            server opens no data.
+        output: Folder for checkpoints; the same folder goes on where a run stopped.
+
+    Raises:
+        ServerError: a path is missing, or the federation cannot be run.
+    """
+    from deploy.config import load_experiment
+    from deploy.plans import federation_plan
+
+    paths = {name: str(context.run_config.get(name) or "") for name in ("experiment", "output")}
+    missing = [name for name, value in paths.items() if not value]
+    if missing:
+        raise ServerError(
+            f"run configuration: {', '.join(missing)} is missing; give --run-config 'NAME=\"PATH\"'"
+        )
+    experiment = load_experiment(paths["experiment"])
+    if experiment.model.input_shape is None:
+        raise ServerError(
+            "model.input_shape is missing: the server opens no data, so the experiment must state it"
+        )
+    spec = experiment.model_spec(experiment.model.input_shape, experiment.model.num_covariates)
+    private = experiment.privacy is not None
+    plan = federation_plan(experiment, spec, private=private, randomness="os")
+    federate(grid, plan, Path(paths["output"]), WallClock())
+
+
+app = ServerApp()
+app.main()(run_deployed)

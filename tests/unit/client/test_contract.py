@@ -1,0 +1,157 @@
+"""What crosses the wire survives the way unchanged, and anything else is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from client.contract import (
+    ContractError,
+    Description,
+    Failure,
+    FailureCode,
+    LearningPlan,
+    TrainRequest,
+    Update,
+    decode_reply,
+    decode_request,
+    encode_description,
+    encode_failure,
+    encode_request,
+    encode_update,
+)
+from privacy.accounting import Release
+from privacy.claim import Claim
+from privacy.plan import PrivacyPlan
+from vae.spec import ModelSpec
+
+
+def some_weights():
+    return {"b.weight": np.array([[0.1, -0.0], [1e-45, 3e38]], np.float32), "a": np.float32([7.0])}
+
+
+def request(**changes):
+    fields = {
+        "run_id": "run",
+        "round": 3,
+        "base_hash": "ab" * 32,
+        "model": ModelSpec(family="cvae", input_shape=(1, 8, 8), latent_size=2, channels=(4,), num_covariates=2),
+        "sharing": "decoder",
+        "plan": PrivacyPlan(
+            sampling_probability=0.1, steps=5, noise_multiplier=1.1, max_grad_norm=0.5, divisor=4.0, delta=1e-5
+        ),
+        "learning": LearningPlan(optimiser="sgd", learning_rate=0.1, momentum=0.9, kl_weight=0.5, proximal_mu=0.01),
+        "initial_seed": 11,
+    }
+    return TrainRequest(**{**fields, **changes})
+
+
+def update(**changes):
+    release = Release(sampling_probability=0.1, noise_multiplier=1.1, steps=5)
+    fields = {
+        "site": "site-1",
+        "run_id": "run",
+        "round": 3,
+        "base_hash": "ab" * 32,
+        "update_hash": "cd" * 32,
+        "claim": Claim(site="site-1", unit="patient", delta=1e-5, kind="dp", releases=(release,)),
+        "delta": some_weights(),
+    }
+    return Update(**{**fields, **changes})
+
+
+def test_a_request_survives():
+    decoded, weights = decode_request(encode_request(request(), some_weights()))
+    assert decoded == request()
+    assert {name: value.tobytes() for name, value in weights.items()} == {
+        name: value.tobytes() for name, value in some_weights().items()
+    }
+
+
+def test_an_update_survives():
+    decoded = decode_reply(encode_update(update()))
+    assert isinstance(decoded, Update)
+    assert (decoded.site, decoded.round, decoded.claim) == ("site-1", 3, update().claim)
+    assert decoded.delta["b.weight"].tobytes() == some_weights()["b.weight"].tobytes()
+
+
+def test_a_failure_and_a_description_survive():
+    failure = Failure(site="site-1", code=FailureCode.BUDGET)
+    assert decode_reply(encode_failure(failure)) == failure
+    assert decode_reply(encode_description(Description(site="site-1"))) == Description(site="site-1")
+
+
+def _edited(content, record, **fields):
+    body = json.loads(content.config_records[record]["json"])
+    content[record] = ConfigRecord({"json": json.dumps({**body, **fields})})
+    return content
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"version": 99}, "version"),
+        ({"round": -1}, "round"),
+        ({"round": True}, "round"),
+        ({"round": "3"}, "round"),
+        ({"run_id": ""}, "run_id"),
+        ({"sharing": "everything"}, "sharing"),
+        ({"plan": {"kind": "patient-dp"}}, "plan"),
+        ({"plan": None}, "plan"),
+        ({"model": {}}, "model"),
+        ({"learning": {"learning_rate": -1}}, "learning_rate"),
+        ({"learning": {"speed": 1}}, "learning"),
+        ({"extra": 1}, "fields"),
+        ({"initial_seed": None}, "initial_seed"),
+    ],
+    ids=str,
+)
+def test_a_request_that_is_not_exact_is_refused_by_name(fields, named):
+    content = _edited(encode_request(request(), some_weights()), "request", **fields)
+    with pytest.raises(ContractError, match=named if named != "learning" else "speed|learning"):
+        decode_request(content)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"site": 3}, {"claim": "{}"}, {"kind": "gift"}, {"round": 1.5}, {"extra": 0}], ids=str
+)
+def test_a_reply_that_is_not_exact_is_refused(fields):
+    with pytest.raises(ContractError):
+        decode_reply(_edited(encode_update(update()), "reply", **fields))
+
+
+def test_a_message_without_json_is_refused():
+    with pytest.raises(ContractError, match="JSON object"):
+        decode_reply(RecordDict({"reply": ConfigRecord({"json": "[1]"})}))
+    with pytest.raises(ContractError, match="JSON object"):
+        decode_reply(RecordDict({}))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.bool_])
+def test_only_float32_is_accepted(dtype):
+    content = encode_update(update())
+    content["weights"] = ArrayRecord([np.ones(3, dtype)])
+    with pytest.raises(ContractError, match="float32"):
+        decode_reply(content)
+
+
+def test_arrays_that_cannot_be_read_are_refused():
+    content = encode_update(update())
+    for array in content["weights"].values():
+        array.data = b"\x93NUMPY\x01\x00garbage"
+    with pytest.raises(ContractError, match="cannot be read"):
+        decode_reply(content)
+
+
+def test_a_second_record_of_arrays_is_refused():
+    content = encode_update(update())
+    content["more"] = ArrayRecord([np.ones(3, np.float32)])
+    with pytest.raises(ContractError, match="exactly one"):
+        decode_reply(content)
+
+
+def test_a_failure_code_outside_the_vocabulary_is_refused():
+    content = _edited(encode_failure(Failure(site="s", code=FailureCode.BUDGET)), "reply", code="because")
+    with pytest.raises(ContractError):
+        decode_reply(content)

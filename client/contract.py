@@ -11,6 +11,7 @@ with a `FailureCode` alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -38,6 +39,7 @@ _REQUEST_FIELDS = (
     "version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning", "initial_seed",
 )  # fmt: skip
 _WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
+_MAX_AXES = 8  # of an array that is read without NumPy's parser; others are read, too
 
 
 class ContractError(Exception):
@@ -290,14 +292,14 @@ def encode_weights(weights: Mapping[str, Any]) -> ArrayRecord:
     """Return float32 arrays as Flower's record, in the given order."""
     record = ArrayRecord()
     for name, value in weights.items():
-        buffer = io.BytesIO()
-        np.save(buffer, np.asarray(value, order="C"), allow_pickle=False)
-        record[name] = Array(str(value.dtype), tuple(value.shape), "numpy.ndarray", buffer.getvalue())
+        values = np.asarray(value, order="C")
+        data = b"".join((_header(values.dtype.str, values.shape), values.reshape(-1).view(np.uint8)))
+        record[name] = Array(values.dtype.name, values.shape, "numpy.ndarray", data)
     return record
 
 
 def decode_weights(content: RecordDict) -> Weights:
-    """Return the arrays of a message.
+    """Return the arrays of a message, where possible as views of its bytes, which cannot be written to.
 
     Raises:
         ContractError: there is not exactly one record of arrays, or an array is not float32 or cannot be read.
@@ -308,13 +310,31 @@ def decode_weights(content: RecordDict) -> Weights:
     weights: Weights = {}
     for name, array in records[_WEIGHTS].items():
         try:
-            value = array.numpy()
+            value = _values(array)
         except Exception as error:
             raise ContractError("weights: an array cannot be read") from error
         if value.dtype != np.float32:
             raise ContractError("weights: every array must be float32")
         weights[name] = value
     return weights
+
+
+@functools.lru_cache(maxsize=512)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return what `np.save` writes before the values of an array in C order."""
+    buffer = io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)  # type: ignore[no-untyped-call] # of NumPy
+    return buffer.getvalue()
+
+
+def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return the values of one array: what `np.load` makes of the bytes, without parsing or copying the usual kind."""
+    shape = tuple(array.shape)
+    header = _header("<f4", shape) if len(shape) <= _MAX_AXES and all(side > 0 for side in shape) else b""
+    if not header or array.stype != "numpy.ndarray" or not array.data.startswith(header):
+        return array.numpy()
+    return np.frombuffer(array.data, "<f4", math.prod(shape), len(header)).reshape(shape)
 
 
 def _json(content: RecordDict, record: str) -> dict[str, Any]:

@@ -51,6 +51,34 @@ class SiteService(Protocol):
         ...
 
 
+class Models:
+    """Models that were built and checked, one for each specification and gradient engine.
+
+    A round overwrites every parameter of its model before it trains, so one model serves one round after another,
+    of one site or of all virtual sites of a process: never two at a time.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, nn.Module] = {}
+
+    def get(self, request: TrainRequest, plan: Plan) -> nn.Module:
+        """Return the model of a request; what its parameters are now means nothing.
+
+        Raises:
+            ModelSpecError: the specification cannot be built.
+            IncompatibleModelError: it cannot be trained as the plan says.
+        """
+        key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}"
+        if key not in self._made:
+            model = build(request.model, seed=request.initial_seed)
+            if isinstance(plan, PrivacyPlan):
+                check_model(
+                    model, dummy_batch(request.model), request.model.latent_size, engine=plan.grad_engine
+                )
+            self._made[key] = model
+        return self._made[key]
+
+
 class Site:
     """One hospital, in this process.
 
@@ -64,6 +92,8 @@ class Site:
         keep_updates: Store the last update, so that a repeated request is answered without training. A simulation
             turns this off: there the same request gives the same bits again.
         diary: Write losses and times of each round to `diary.jsonl` in the folder; local, never sent.
+        models: Where models are kept; its own by default. Virtual sites of one process share them, so that memory
+            does not grow with the number of sites.
     """
 
     def __init__(
@@ -77,6 +107,7 @@ class Site:
         spending: Callable[[str], Spending],
         keep_updates: bool = True,
         diary: bool = True,
+        models: Models | None = None,
     ) -> None:
         self.name = name
         self._open_data = open_data
@@ -87,7 +118,7 @@ class Site:
         self._keep_updates = keep_updates
         self._diary = diary
         self._data: SiteData | None = None
-        self._models: dict[str, nn.Module] = {}
+        self._models = Models() if models is None else models
 
     def describe(self) -> Description:
         """Return who answers."""
@@ -112,7 +143,7 @@ class Site:
                 FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of base_hash"
             )
         plan = self._decide(request)
-        model = self._model(request, plan)
+        model = self._models.get(request, plan)
         shared = cast(Vae, model).shared_names(request.sharing)
         expected = tuple(entry for entry in signature_of(request.model) if entry[0] in shared)
         if signature(weights) != expected:
@@ -144,18 +175,6 @@ class Site:
         self._store(request, update)
         self._write_diary(request, model, cohort, elapsed)
         return update
-
-    def _model(self, request: TrainRequest, plan: Plan) -> nn.Module:
-        """Return the model of a request, built and checked once."""
-        key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}"
-        if key not in self._models:
-            model = build(request.model, seed=request.initial_seed)
-            if isinstance(plan, PrivacyPlan):
-                check_model(
-                    model, dummy_batch(request.model), request.model.latent_size, engine=plan.grad_engine
-                )
-            self._models[key] = model
-        return self._models[key]
 
     def _update(
         self, request: TrainRequest, plan: Plan, result: Round, history: tuple[Release, ...]
@@ -248,6 +267,8 @@ def local_weights(folder: Path, request: TrainRequest, round_: int) -> Weights:
     Raises:
         WeightsError: the stored file is not what was stored.
     """
+    if request.sharing == "all":
+        return {}  # nothing stays at the site, so no model need be built to find out
     built = build(request.model, seed=request.initial_seed)
     shared = built.shared_names(request.sharing)
     fresh = to_numpy(built, sorted(name for name, _ in built.named_parameters() if name not in shared))

@@ -62,7 +62,7 @@ def choice_problem(name: str, value: object, *, choices: Sequence[str]) -> list[
     return [f"{name} must be one of {', '.join(choices)}, got {value!r:.60}"]
 
 
-def parse_json(text: str, *, subject: str) -> object:
+def parse_json(text: str | bytes, *, subject: str) -> object:
     """Return parsed JSON; duplicate keys and NaN are refused.
 
     Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from filelock import FileLock
 
 from privacy.accounting import Release
 from privacy.errors import AccountingError, PlanError, RefusalCode, RefusedError
-from privacy.fields import parse_json, require_fields
+from privacy.fields import integer_problem, parse_json, require_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +112,14 @@ class SpendJournal:
     def _read(self) -> dict[str, _Entry]:
         """Return all entries; always from the file, because another process may have written."""
         entries: dict[str, _Entry] = {}
-        for number, line in enumerate(self._path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(self._path.read_bytes().splitlines(), start=1):
             try:
-                _apply(line, entries)
+                key, entry = _next_entry(line, entries)
             except PlanError as error:
                 raise AccountingError(
                     f"{self._path}, line {number}: {error}; what was spent is unknown, so restore the file"
                 ) from error
+            entries[key] = entry
         return entries
 
     def _append(self, entry: dict[str, object]) -> None:
@@ -129,22 +131,23 @@ class SpendJournal:
             os.fsync(file.fileno())
 
 
-def _apply(line: str, entries: dict[str, _Entry]) -> None:
-    """Add one line to `entries`."""
+def _next_entry(line: bytes, entries: Mapping[str, _Entry]) -> tuple[str, _Entry]:
+    """Return key and new state that one line means after `entries`."""
     document = parse_json(line, subject="entry")
-    if isinstance(document, dict) and document.get("entry") == "commit":
-        fields = require_fields(document, subject="commit", names=("entry", "key", "steps_done"))
-        key, steps = str(fields["key"]), fields["steps_done"]
-        if key not in entries or not isinstance(steps, int) or not 0 <= steps <= entries[key].release.steps:
-            raise PlanError("commit", [f"{key!r} does not fit a reservation above it"])
-        entries[key] = dataclasses.replace(entries[key], steps_done=steps)
-        return
-    fields = require_fields(document, subject="reservation", names=("entry", "key", "release"))
-    if fields["entry"] != "reserve" or fields["key"] in entries:
-        raise PlanError(
-            "reservation", [f"entry {fields['entry']!r} for key {fields['key']!r} is out of place"]
-        )
-    entries[str(fields["key"])] = _Entry(release=Release.from_dict(fields["release"]))
+    is_commit = isinstance(document, dict) and document.get("entry") == "commit"
+    content = "steps_done" if is_commit else "release"
+    fields = require_fields(document, subject="entry", names=("entry", "key", content))
+    key, steps = fields["key"], fields.get("steps_done")
+    if not isinstance(key, str) or (key in entries) != is_commit:
+        raise PlanError("entry", [f"key {key!r:.60} is out of place"])
+    if not is_commit:
+        if fields["entry"] != "reserve":
+            raise PlanError("entry", [f"{fields['entry']!r:.60} is unknown"])
+        return key, _Entry(release=Release.from_dict(fields["release"]))
+    problems = integer_problem("steps_done", steps, low=0, high=entries[key].release.steps)
+    if problems or entries[key].steps_done is not None or not isinstance(steps, int):
+        raise PlanError("entry", problems or [f"key {key!r:.60} is committed twice"])
+    return key, dataclasses.replace(entries[key], steps_done=steps)
 
 
 def _drop_torn_line(path: Path) -> None:

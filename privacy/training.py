@@ -242,8 +242,13 @@ def train_unsafe(
     The loss is the mean over patients of their mean losses. Same estimand, arguments and streams as
     `train_private`, so that the difference between the two arms is privacy. A step whose gradient is not
     finite is counted and left out. Warns with `UnsafeWarning`.
+
+    Raises:
+        ValueError: there is no patient.
     """
     warn_unsafe()
+    if patients.num_patients < 1:
+        raise ValueError("training without privacy needs at least one patient")
     order_rng = randomness.stream("sampling").generator()
     _, _, latent_rng = _streams(randomness)
     descent = _Descent(module, optimiser, proximal_mu)
@@ -318,8 +323,6 @@ def _latent_noise(rng: np.random.Generator, batch: Batch, latent_size: int) -> T
 
 def _shuffled(num_patients: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Yield batches of patients, epoch after epoch; the last of an epoch may be short."""
-    if num_patients < 1:
-        raise ValueError("training without privacy needs at least one patient")
     while True:
         order = rng.permutation(num_patients).astype(np.int64)
         for start in range(0, num_patients, size):

@@ -20,7 +20,6 @@ from server.clock import Clock
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
 from server.strategy import FederatedStrategy, StrategyState, make_strategy
-from vae.objectives import kl_warmup
 from vae.spec import ModelSpec, Sharing
 
 
@@ -60,6 +59,8 @@ class FederationPlan:
 
     def request(self, site: str, round_: int, base_hash: str) -> TrainRequest:
         """Return what is asked of a site in a round."""
+        from vae.objectives import kl_warmup  # here: the module imports torch, which admission and rounds do without
+
         kl_weight = kl_warmup(round_, self.kl_warmup_rounds, self.model.beta)
         learning = LearningPlan(
             optimiser=self.learning.optimiser,

@@ -76,6 +76,7 @@ class Collector:
                 self._outstanding.append(message_id)
             else:
                 yield reply
+            del reply  # before the next one is awaited, or two updates would be in memory
 
     def _await(self, message_id: str, deadline: float) -> Message | None:
         """Return the reply to one message, or None once the deadline has passed."""
@@ -144,6 +145,6 @@ def _described(reply: Message) -> str | None:
         return None
     try:
         answer = decode_reply(reply.content)
-    except ContractError:
+    except (ContractError, ValueError, RecursionError):  # the last two: JSON made to hurt its reader
         return None
     return answer.site if isinstance(answer, Description) else None

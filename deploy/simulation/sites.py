@@ -1,16 +1,19 @@
 """The virtual hospitals of an experiment: their data, and the `Site` objects that answer for them.
 
-The site `pooled` holds all training patients together: it exists in a simulation only, for the centralised arm.
+The site `POOLED` holds all training patients together: it exists in a simulation only, for the centralised arm. Its
+name is none that a configuration accepts for a hospital.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +24,18 @@ from flwr.clientapp import ClientApp
 from client.app import make_app
 from client.contract import Plan, TrainRequest
 from deploy.config import Experiment
+from deploy.simulation.workers import interrupts_kept
 from deploy.sources import DicomData, NiftiData, TableData
-from privacy.accounting import Release
+from privacy.accounting import Release, merge_releases
 from privacy.noise import Randomness, SeededRandomness
 from privacy.unsafe import UnsafeWarning
 from vae.data.cohort import Cohort, SiteData, concatenate
+from vae.errors import DataError
 
 if TYPE_CHECKING:
-    from client.site import Site
+    from client.site import Models, Site
 
-POOLED = "pooled"
+POOLED = "_pooled"
 
 
 def open_site(experiment: Experiment, site: str, cache: Path) -> SiteData:
@@ -52,24 +57,35 @@ def open_site(experiment: Experiment, site: str, cache: Path) -> SiteData:
         from vae.data.abide import open_abide
 
         return open_abide(data.to_spec(), cache=cache)[site]
-    return hold_out(_open_cohort(data, site, cache), data.held_out)
+    return hold_out(_open_cohort(data, site, cache / site), data.held_out)
 
 
 def hold_out(cohort: Cohort, share: float) -> SiteData:
-    """Split a hospital's cohort by patient; with an `anomaly` label only normal patients are trained on."""
-    train, test = cohort.split(share, salt="held out")
-    if "anomaly" in train.labels:
-        train = train.where(train.labels["anomaly"] == 0)
-    else:
-        test = Cohort(
-            **{
-                **{name: getattr(test, name) for name in ("name", "values", "offsets", "patients")},
-                "covariates": test.covariates,
-                "covariate_names": test.covariate_names,
-                "labels": {**test.labels, "anomaly": np.zeros(test.num_records, np.float32)},
-            }
+    """Split a hospital's cohort by patient into those to train on and those to judge on.
+
+    With a label `anomaly` (0 or 1), a patient with any anomalous record is never trained on and always judged on, and
+    `share` of the others are held out; a record without a value is used for neither. Without the label nobody counts
+    as anomalous.
+
+    Raises:
+        DataError: the label holds something else, or there are too few patients without anomaly.
+    """
+    if "anomaly" not in cohort.labels:
+        labels = {**cohort.labels, "anomaly": np.zeros(cohort.num_records, np.float32)}
+        train, test = replace(cohort, labels=labels).split(share, salt="held out")
+        return SiteData(train=train, test=test)
+    label = cohort.labels["anomaly"]
+    if label.dtype != np.float32 or not (np.isin(label, (0.0, 1.0)) | np.isnan(label)).all():
+        raise DataError(f"{cohort.name}: column `anomaly` must hold 0 (normal) or 1 (anomalous), or be empty")
+    labelled = cohort.where(np.isin(label, (0.0, 1.0)))
+    anomalous = np.maximum.reduceat(labelled.labels["anomaly"], labelled.offsets[:-1]) == 1
+    if anomalous.all():
+        raise DataError(
+            f"{cohort.name}: no patient is normal (`anomaly` 0 in every record): nobody to train on"
         )
-    return SiteData(train=train, test=test)
+    train, _ = labelled.select(np.flatnonzero(~anomalous)).split(share, salt="held out")
+    rest = np.flatnonzero(~np.isin(labelled.patients, train.patients))
+    return SiteData(train=train, test=labelled.select(rest))
 
 
 def pool(sites: dict[str, SiteData]) -> SiteData:
@@ -91,24 +107,29 @@ def prepare(
         DataError: some site's data cannot be used.
     """
     names = experiment.site_names
-    if experiment.data.kind not in ("toy", "abide") and workers > 1:
+    if experiment.data.kind in ("phantom", "nifti", "dicom") and workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool_:
-            text = experiment.model_dump_json()
-            for site in pool_.map(_prepare_one, [text] * len(names), names, [cache] * len(names)):
-                if progress is not None:
-                    progress(site)
-    opened: dict[str, SiteData] = {}
-    for site in names:
-        opened[site] = open_site(experiment, site, cache)
-    return opened
+            try:
+                text = experiment.model_dump_json()
+                with interrupts_kept():
+                    made = pool_.map(_prepare_one, [text] * len(names), names, [cache] * len(names))
+                for site in made:
+                    if progress is not None:
+                        progress(site)
+            except BaseException:
+                for child in active_children():  # or the end of the block would wait for what they do
+                    child.terminate()
+                raise
+    return {site: open_site(experiment, site, cache) for site in names}
 
 
 def _prepare_one(text: str, site: str, cache: Path) -> str:
-    """Fill the cache for one site, in a process of its own."""
+    """Fill the cache for one site, in a process of its own; bad data are found again, and told, by who opens them."""
     import torch
 
     torch.set_num_threads(1)
-    open_site(Experiment.model_validate_json(text), site, cache)
+    with contextlib.suppress(DataError):
+        open_site(Experiment.model_validate_json(text), site, cache)
     return site
 
 
@@ -124,7 +145,7 @@ def _open_cohort(data: NiftiData | DicomData | TableData, site: str, cache: Path
         return open_dicom(data.to_specs()[site], name=site, cache=cache)[0]
     from vae.data.tabular import open_table
 
-    return open_table(data.to_specs()[site], name=site)[0]
+    return open_table(data.to_specs()[site], name=site, cache=cache)[0]
 
 
 class SimulatedSpending:
@@ -138,29 +159,63 @@ class SimulatedSpending:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._entries: dict[str, Release] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a line torn by a kill: the round runs again and writes it anew
-                self._entries[entry["key"]] = Release.from_dict(entry["release"])
+        self._keys: set[str] = set()
+        self._history: tuple[Release, ...] = ()
+        text = path.read_text() if path.exists() else ""
+        self._torn = bool(text) and not text.endswith("\n")
+        for key, release in _entries(text):
+            self._note(key, release)
 
     def reserve(self, key: str, release: Release) -> None:
         """Write the cost; the same key twice is one cost."""
-        if key not in self._entries:
-            self._entries[key] = release
+        if key not in self._keys:
+            self._note(key, release)
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"key": key, "release": release.to_dict()}) + "\n"
             with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "release": release.to_dict()}) + "\n")
+                file.write("\n" + line if self._torn else line)  # never onto a torn line: both would be lost
+            self._torn = False
 
     def commit(self, key: str, steps_done: int) -> None:
         """Nothing to write: a simulated round does all its steps, or the run ends."""
 
     def history(self) -> tuple[Release, ...]:
-        """Return everything spent, in order."""
-        return tuple(self._entries.values())
+        """Return everything spent, in order, neighbours of equal parameters joined as a claim joins them."""
+        return self._history
+
+    def _note(self, key: str, release: Release) -> None:
+        """Add a cost to the history; joined at once, so that round 1,000 costs no more time than round 1."""
+        if key not in self._keys:
+            self._keys.add(key)
+            self._history = merge_releases((*self._history, release))
+
+
+def spent_by_round(folder: Path, site: str, run_id: str) -> list[tuple[int, Release]]:
+    """Return (round, cost) of everything that a virtual site has spent in a run, in order.
+
+    Args:
+        folder: Of all sites.
+        site: Its name.
+        run_id: Names the run.
+    """
+    path = _spent_path(folder / site, run_id)
+    return [
+        (int(key.split("/")[-2]), release)
+        for key, release in dict(_entries(path.read_text() if path.exists() else "")).items()
+    ]
+
+
+def _spent_path(folder: Path, run_id: str) -> Path:
+    """Return where a site's spending in a run lies."""
+    return folder / f"spent-{run_id}.jsonl"
+
+
+def _entries(text: str) -> Iterator[tuple[str, Release]]:
+    """Yield (key, cost) of each line; one torn by a kill is passed over: its round runs again and writes it anew."""
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            yield entry["key"], Release.from_dict(entry["release"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,10 +239,15 @@ class VirtualSites:
         name = context.node_config.get("site")
         if name is None:
             name = self.sites[int(context.node_config["partition-id"])]
-        key = (str(self.folder), str(name))
+        key = (self, str(name))
         if key not in _OPEN:
             _OPEN[key] = self._make(str(name))
         return _OPEN[key]
+
+    def close(self) -> None:
+        """Let go of the sites that were made in this process, and of their data."""
+        for key in [key for key in _OPEN if key[0] == self]:
+            del _OPEN[key]
 
     def app(self) -> ClientApp:
         """Return a ClientApp over these sites."""
@@ -211,7 +271,9 @@ class VirtualSites:
             return SeededRandomness(experiment.seed, request.run_id, name, request.round)
 
         def spent(run_id: str) -> SimulatedSpending:
-            return spending.setdefault(run_id, SimulatedSpending(folder / f"spent-{run_id}.jsonl"))
+            if run_id not in spending:  # its file is read once, not at every round
+                spending[run_id] = SimulatedSpending(_spent_path(folder, run_id))
+            return spending[run_id]
 
         return Site(
             name,
@@ -221,6 +283,7 @@ class VirtualSites:
             randomness=randomness,
             spending=spent,
             keep_updates=False,
+            models=_models(),
         )
 
 
@@ -234,4 +297,12 @@ def as_asked(request: TrainRequest) -> Plan:
     return request.plan
 
 
-_OPEN: dict[tuple[str, str], Site] = {}
+@functools.cache
+def _models() -> Models:
+    """Return the models of this process: its virtual sites train one after another, so they share them."""
+    from client.site import Models
+
+    return Models()
+
+
+_OPEN: dict[tuple[VirtualSites, str], Site] = {}

@@ -1,15 +1,17 @@
 """Worker processes: each holds some sites for good, and answers their messages one after another.
 
-A site always goes to the same worker, so that data and models stay resident. At most `WINDOW` messages of a worker
-are under way or wait to be fetched, which bounds memory. A worker that dies is replaced; its messages get an error
-reply and the run goes on.
+A site always goes to the same worker, so that data and models stay resident. A worker has one message at a time: with
+a second one in its pipe, both ends could wait for the other to read. At most `WINDOW` of its replies wait to be
+fetched, which bounds memory. A worker that dies is replaced; its message gets an error reply and the run goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -58,7 +60,7 @@ class Workers:
             return None
         worker = self._workers[home]
         while message_id not in worker.done:
-            worker.feed(at_least=1)
+            worker.feed(urgent=True)
             for other in self._workers:
                 other.drain(wait=other is worker)
         reply = worker.done.pop(message_id)
@@ -78,41 +80,39 @@ class _Worker:
         self._arguments = (make_app, sites, threads)
         self.queue: deque[Message] = deque()
         self.done: dict[str, Message] = {}
-        self._under_way: deque[Message] = deque()
+        self._under_way: Message | None = None
         self._process, self._pipe = _start(*self._arguments)
 
-    def feed(self, at_least: int = 0) -> None:
-        """Send what fits into the window, and always so much that `at_least` messages are under way.
+    def feed(self, *, urgent: bool = False) -> None:
+        """Send the next message if the worker is free and its finished replies are few.
 
-        Replies that nobody fetches (yet) would otherwise hold up those behind them.
+        Args:
+            urgent: Send it however many wait: replies that nobody fetches must not hold up those behind them.
         """
-        while self.queue and (
-            len(self._under_way) + len(self.done) < WINDOW or len(self._under_way) < at_least
-        ):
-            message = self.queue.popleft()
-            self._under_way.append(message)
+        if self._under_way is None and self.queue and (urgent or len(self.done) < WINDOW):
+            self._under_way = self.queue.popleft()
             try:
-                self._pipe.send_bytes(message_to_proto(message).SerializeToString())
-            except (BrokenPipeError, ConnectionResetError):
+                self._pipe.send_bytes(message_to_proto(self._under_way).SerializeToString())
+            except OSError:
                 self._replace()
 
     def drain(self, *, wait: bool) -> None:
-        """Take finished replies; with `wait`, give the worker a moment to finish one."""
+        """Take a finished reply and send the next message; with `wait`, give the worker a moment to finish."""
         try:
-            while self._under_way and self._pipe.poll(0.05 if wait else 0):
+            if self._under_way is not None and self._pipe.poll(0.05 if wait else 0):
                 reply = message_from_proto(ProtoMessage.FromString(self._pipe.recv_bytes()))
-                self.done[self._under_way.popleft().metadata.message_id] = reply
-                wait = False
-        except (EOFError, ConnectionResetError):
+                self.done[self._under_way.metadata.message_id] = reply
+                self._under_way = None
+        except (EOFError, OSError):
             self._replace()
         self.feed()
 
     def _replace(self) -> None:
         """Answer for a dead worker and start another."""
-        for message in self._under_way:
+        if self._under_way is not None:
             error = Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process ended")
-            self.done[message.metadata.message_id] = Message(error, reply_to=message)
-        self._under_way.clear()
+            self.done[self._under_way.metadata.message_id] = Message(error, reply_to=self._under_way)
+            self._under_way = None
         self.close()
         self._process, self._pipe = _start(*self._arguments)
 
@@ -125,12 +125,25 @@ class _Worker:
             self._process.join()
 
 
+@contextlib.contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first moment on: this one ends them."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT}
+    )  # a new process inherits what is blocked
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(make_app: MakeApp, sites: dict[str, int], threads: int) -> tuple[SpawnProcess, Connection]:
     """Start one worker process (spawned: a forked one inherits locks of threads that it does not have)."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, make_app, sites, threads), daemon=True)
-    process.start()
+    with interrupts_kept():
+        process.start()
     theirs.close()
     return process, ours
 
@@ -145,9 +158,9 @@ def _serve(pipe: Connection, make_app: MakeApp, sites: dict[str, int], threads: 
     while True:
         try:
             message = message_from_proto(ProtoMessage.FromString(pipe.recv_bytes()))
-        except (EOFError, OSError, KeyboardInterrupt):
-            return
-        pipe.send_bytes(message_to_proto(_answer(app, contexts, message)).SerializeToString())
+            pipe.send_bytes(message_to_proto(_answer(app, contexts, message)).SerializeToString())
+        except (EOFError, OSError):
+            return  # the other end has gone
 
 
 def _answer(app: ClientApp, contexts: Mapping[int, Context], message: Message) -> Message:

@@ -26,6 +26,8 @@ FEDERATED = "federated"
 FEDERATED_DP = "federated-dp"
 CENTRALISED = "centralised"
 ALONE = "alone:"
+OWN_PATIENTS = "own patients"
+"""`alone(OWN_PATIENTS)` is the arm in which every site's own model is judged on that site's own patients."""
 
 STATUSES: tuple[Status, ...] = ("admitted", "failed", "rejected", "late", "silent")
 _HASH = re.compile(r"[0-9a-f]{64}")

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from numbers import Integral, Real
 from typing import Any
 
 from server.report.document import STATUSES, Report
@@ -211,13 +212,16 @@ def _finite(value: Any, path: str, nulls: list[dict[str, str]]) -> Any:  # noqa:
         }
     if isinstance(value, list | tuple):
         return [_finite(item, f"{path}/{index}", nulls) for index, item in enumerate(value)]
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
         return value
-    if not isinstance(value, float):
+    if isinstance(value, Integral):
+        return int(value)
+    if not isinstance(value, Real):
         raise ValueError(
             f"report.json: {path} holds a {type(value).__name__}; give numbers, texts, lists or mappings"
         )
-    if math.isfinite(value):
-        return float(value)
-    nulls.append({"path": path, "reason": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"})
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    nulls.append({"path": path, "reason": "nan" if math.isnan(number) else "inf" if number > 0 else "-inf"})
     return None

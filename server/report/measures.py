@@ -16,10 +16,12 @@ from server.report.document import (
     FEDERATED,
     FEDERATED_DP,
     MEAN,
+    OWN_PATIENTS,
     Better,
     Interval,
     MetricFacts,
     Report,
+    alone,
 )
 from server.report.words import decimals
 
@@ -150,6 +152,8 @@ def degrees(report: Report) -> dict[tuple[str, str], tuple[tuple[float, str], ..
 
 def arm_label(report: Report, arm: str) -> str:
     """Return an arm in words."""
+    if arm == alone(OWN_PATIENTS):
+        return "Each site alone, own patients"
     if arm.startswith(ALONE):
         return f"{arm.removeprefix(ALONE)} alone"
     claims = {row.claim for row in report.privacy.per_site} if report.privacy else set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from server.report.document import MEAN, Report, ResultRow, Status
+from server.report.document import MEAN, Attendance, Report, ResultRow, Status, status_of
 from server.report.figures import drawn_sites
 from server.report.measures import (
     Comparison,
@@ -59,8 +59,9 @@ class ArmRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One paired difference in words."""
+    """One paired difference in words; `baseline`: to predicting the mean."""
 
+    baseline: bool
     label: str
     metric: str
     value: str
@@ -125,6 +126,7 @@ def comparisons(report: Report) -> tuple[Compared, ...]:
         places = None if row.ci95 is None else decimals([abs(row.ci95[1] - row.ci95[0])])
         found.append(
             Compared(
+                baseline=MEAN in (row.arm_a, row.arm_b),
                 label=f"{arm_label(report, row.arm_a)} − {arm_label(report, row.arm_b)}",
                 metric=column_label(report, row.task, row.metric),
                 value=number(row.value, signed=True, places=places),
@@ -148,7 +150,7 @@ def attendance(report: Report) -> tuple[Block, ...]:
             for number_ in some:
                 cell = cells.get((site, number_))
                 hint = f"{shown(site)}, round {number_}: " + (
-                    ": ".join(part for part in (cell.status, cell.detail) if part) if cell else "not asked"
+                    ": ".join(part for part in (cell.status, _detail(cell)) if part) if cell else "not asked"
                 )
                 line.append((cell.status if cell else None, MARKS[cell.status] if cell else "", hint))
             rows.append((shown(site, 30), tuple(line)))
@@ -165,7 +167,7 @@ def fates(report: Report) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
         "silent": "no answer",
     }
     lost = Counter(
-        (row.site, f"{words[row.status]}: {row.detail}" if row.detail else words[row.status])
+        (row.site, f"{words[row.status]}: {_detail(row)}" if _detail(row) else words[row.status])
         for row in report.participation
         if row.status != "admitted"
     )
@@ -202,6 +204,12 @@ def _plain_table(report: Report, most: int = 3) -> list[str]:
     lines = ["  ".join(text.ljust(size) for text, size in zip(line, widths, strict=True)) for line in table]
     more = f"; {len(pairs) - most} more measures in the report" if len(pairs) > most else ""
     return [line.rstrip() for line in lines] + [f"* best of its measure; [95 % bootstrap interval]{more}", ""]
+
+
+def _detail(cell: Attendance) -> str:
+    """Return what the status does not say already; a whole reason such as `site-failed:timed-out` is cut."""
+    status, detail = status_of(cell.detail)
+    return detail if status == cell.status else cell.detail
 
 
 def _cell(row: ResultRow | None, best: float | None, places: int | None) -> Cell | None:

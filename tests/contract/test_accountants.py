@@ -109,7 +109,9 @@ def test_a_delta_out_of_range_is_refused(accountant: Accountant, delta: float):
 
 
 @accountants
-@pytest.mark.parametrize(("q", "noise", "steps"), [(0.5, 0.1, 50), (1e-4, 0.3, 10), (0.01, 50.0, 10), (0.9, 30.0, 5)])
+@pytest.mark.parametrize(
+    ("q", "noise", "steps"), [(0.5, 0.1, 50), (1e-4, 0.3, 10), (0.01, 50.0, 10), (0.9, 30.0, 5)]
+)
 def test_extreme_plans_are_finite(accountant: Accountant, q: float, noise: float, steps: int):
     spent = accountant.epsilon([release(q=q, noise=noise, steps=steps)], 1e-5)
     assert math.isfinite(spent)

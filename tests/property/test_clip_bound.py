@@ -29,7 +29,11 @@ types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f
 
 
 def clipped_sum(
-    engine: GradEngine, patients: list[list[list[float]]], bound: float, dtype: torch.dtype, max_rows: int = 256
+    engine: GradEngine,
+    patients: list[list[list[float]]],
+    bound: float,
+    dtype: torch.dtype,
+    max_rows: int = 256,
 ) -> ClippedSum:
     """Return the clipped sum where record b's gradient is row b."""
     rows = [record for records in patients for record in records]
@@ -67,7 +71,9 @@ def test_removing_any_patient_moves_the_sum_by_at_most_the_bound(
     leaver = data.draw(st.integers(0, len(patients) - 1))
     others = patients[:leaver] + patients[leaver + 1 :]
     with_them = flatten(clipped_sum(engine, patients, bound, dtype).sum)
-    without = flatten(clipped_sum(engine, others, bound, dtype).sum) if others else torch.zeros_like(with_them)
+    without = (
+        flatten(clipped_sum(engine, others, bound, dtype).sum) if others else torch.zeros_like(with_them)
+    )
     # float32 kernels round the mean of a patient's records in another way when the composition differs.
     slack = 1e-5 if dtype == torch.float32 else 1e-12
     assert float(torch.linalg.vector_norm(with_them - without)) <= bound * (1 + slack)

@@ -47,7 +47,10 @@ def p_spread(sample: np.ndarray, scale: float) -> float:
 
 def released(chosen: PrivacyPlan, count: int = COUNT) -> np.ndarray:
     """Return what a step releases when all gradients are zero: noise alone."""
-    sums = {"a": torch.zeros(count // 2, dtype=torch.float64), "b": torch.zeros(2, count // 4, dtype=torch.float64)}
+    sums = {
+        "a": torch.zeros(count // 2, dtype=torch.float64),
+        "b": torch.zeros(2, count // 4, dtype=torch.float64),
+    }
     out = noised_mean(sums, chosen, stream("released"))
     return np.concatenate([out["a"].numpy(), out["b"].numpy().ravel()])
 
@@ -96,7 +99,9 @@ def test_tails_have_their_weight():
     assert not low <= int((np.abs(np.clip(sample, -4, 4)) > 4).sum()) <= high
 
 
-@pytest.mark.parametrize(("noise", "bound", "divisor"), [(1.3, 0.7, 12.0), (0.5, 3.0, 1.0), (8.0, 0.01, 250.0)])
+@pytest.mark.parametrize(
+    ("noise", "bound", "divisor"), [(1.3, 0.7, 12.0), (0.5, 3.0, 1.0), (8.0, 0.01, 250.0)]
+)
 def test_what_is_released_of_zero_gradients_has_the_planned_scale(noise: float, bound: float, divisor: float):
     sample = released(plan(noise, bound, divisor))
     scale = noise * bound / divisor

@@ -45,7 +45,11 @@ class ImageVae(nn.Module):
     def __init__(self, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 4, 3, 2, 1), norm or nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.Flatten()
+            nn.Conv2d(1, 4, 3, 2, 1),
+            norm or nn.GroupNorm(2, 4),
+            nn.SiLU(),
+            nn.Conv2d(4, 4, 3, 2, 1),
+            nn.Flatten(),
         )
         self.posterior = nn.Linear(16, 2 * LATENT)
         self.decoder = nn.Sequential(
@@ -97,7 +101,9 @@ def make_module(name: str, seed: int = 0) -> nn.Module:
         return {"table": TableVae, "image": ImageVae, "volume": VolumeVae}[name]()
 
 
-def make_cohort(shape: tuple[int, ...], records: Sequence[int], *, seed: int = 0, covariates: int = 2) -> Cohort:
+def make_cohort(
+    shape: tuple[int, ...], records: Sequence[int], *, seed: int = 0, covariates: int = 2
+) -> Cohort:
     """Return a cohort whose patient p has records[p] records of standard normal values."""
     rng = np.random.default_rng(seed)
     total = sum(records)
@@ -110,7 +116,9 @@ def make_cohort(shape: tuple[int, ...], records: Sequence[int], *, seed: int = 0
     )
 
 
-def raw_batch(rows: Sequence[Sequence[float]], patient: Sequence[int], dtype: torch.dtype = torch.float64) -> Batch:
+def raw_batch(
+    rows: Sequence[Sequence[float]], patient: Sequence[int], dtype: torch.dtype = torch.float64
+) -> Batch:
     """Return a batch for `RawGradient`: row b is the gradient of record b."""
     return Batch(
         values=torch.tensor(rows, dtype=dtype),

@@ -61,14 +61,13 @@ class GaussianVae(nn.Module):
 
         Args:
             values: [B, C, *S].
-            covariates: [B, K].
+            covariates: [B, K]; any K for a model without covariates, which does not look at them.
 
         Raises:
             ValueError: a shape does not fit the specification.
         """
         self._check(values, self.spec.input_shape, "values")
-        self._check(covariates, (self.spec.num_covariates,), "covariates")
-        mean, log_variance = self.encoder(values, covariates).chunk(2, dim=1)
+        mean, log_variance = self.encoder(values, self._used(covariates)).chunk(2, dim=1)
         return Posterior(mean=mean, log_variance=log_variance.clamp(*_LOG_VARIANCE_RANGE))
 
     def decode(self, latent: Tensor, covariates: Tensor) -> Tensor:
@@ -82,8 +81,7 @@ class GaussianVae(nn.Module):
             ValueError: a shape does not fit the specification.
         """
         self._check(latent, (self.spec.latent_size,), "latent")
-        self._check(covariates, (self.spec.num_covariates,), "covariates")
-        mean: Tensor = self.decoder(latent, covariates)
+        mean: Tensor = self.decoder(latent, self._used(covariates))
         return torch.sigmoid(mean) if self.spec.output == "sigmoid" else mean
 
     def decoder_log_scale(self, latent: Tensor) -> Tensor:
@@ -136,6 +134,13 @@ class GaussianVae(nn.Module):
     def shared_names(self, sharing: Sharing) -> frozenset[str]:
         """Return the parameter names that leave a site under `sharing`; the rest stays there."""
         return shared_names(self, sharing)
+
+    def _used(self, covariates: Tensor) -> Tensor:
+        """Return the covariates that the networks get: none of them for a model without."""
+        if self.spec.num_covariates == 0:
+            return covariates[:, :0]
+        self._check(covariates, (self.spec.num_covariates,), "covariates")
+        return covariates
 
     @staticmethod
     def _check(tensor: Tensor, row_shape: tuple[int, ...], name: str) -> None:

@@ -106,7 +106,9 @@ def test_the_pair_of_nothing_is_zero():
     assert epsilons([], 1e-5) == EpsilonPair(rdp=0.0, pld=0.0)
 
 
-@pytest.mark.parametrize(("rdp", "pld"), [(5.0, 5.2), (1.0, 1.02), (0.0, 0.1), (5.0, math.nan), (5.0, math.inf)])
+@pytest.mark.parametrize(
+    ("rdp", "pld"), [(5.0, 5.2), (1.0, 1.02), (0.0, 0.1), (5.0, math.nan), (5.0, math.inf)]
+)
 def test_accountants_that_disagree_stop_everything(rdp: float, pld: float):
     with pytest.raises(AccountingError, match="the accountants disagree: PLD"):
         check_pair(EpsilonPair(rdp=rdp, pld=pld))
@@ -132,7 +134,9 @@ def test_pld_never_exceeds_rdp(steps: int, q: float, noise: float):
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
-@pytest.mark.parametrize(("target", "q", "steps"), [(1.0, 0.04, 500), (8.0, 0.1, 300), (3.0, 1.0, 20), (60.0, 0.2, 100)])
+@pytest.mark.parametrize(
+    ("target", "q", "steps"), [(1.0, 0.04, 500), (8.0, 0.1, 300), (3.0, 1.0, 20), (60.0, 0.2, 100)]
+)
 def test_calibration_meets_the_target_and_no_more(accountant: str, target: float, q: float, steps: int):
     noise = calibrate_noise(
         epsilon=target, delta=1e-5, sampling_probability=q, steps=steps, accountant=accountant, tolerance=1e-2
@@ -144,7 +148,9 @@ def test_calibration_meets_the_target_and_no_more(accountant: str, target: float
 def test_calibration_inverts_the_golden_figures():
     noise = calibrate_noise(epsilon=6.769, delta=1e-5, sampling_probability=0.04, steps=2250)
     assert noise == pytest.approx(1.5, rel=2e-3)
-    noise = calibrate_noise(epsilon=7.330, delta=1e-5, sampling_probability=0.04, steps=2250, accountant="rdp")
+    noise = calibrate_noise(
+        epsilon=7.330, delta=1e-5, sampling_probability=0.04, steps=2250, accountant="rdp"
+    )
     assert noise == pytest.approx(1.5, rel=2e-3)
 
 
@@ -169,15 +175,26 @@ def test_calibration_reports_every_problem_at_once():
 
 
 def test_calibration_says_when_no_noise_is_enough():
-    with pytest.raises(PlanError, match=r"no noise multiplier up to \d+ reaches the target; allow more epsilon"):
+    with pytest.raises(
+        PlanError, match=r"no noise multiplier up to \d+ reaches the target; allow more epsilon"
+    ):
         calibrate_noise(epsilon=1e-9, delta=1e-12, sampling_probability=1.0, steps=10**6)
 
 
 @pytest.mark.parametrize(
     ("delta", "patients", "sensible"),
-    [(1e-5, 1000, True), (1e-3, 1000, False), (1e-3, 999, True), (0.01, 50, True), (0.1, 50, False), (0.0, 10, False)],
+    [
+        (1e-5, 1000, True),
+        (1e-3, 1000, False),
+        (1e-3, 999, True),
+        (0.01, 50, True),
+        (0.1, 50, False),
+        (0.0, 10, False),
+    ],
 )
-def test_delta_has_to_be_below_one_over_the_public_number_of_patients(delta: float, patients: int, sensible: bool):
+def test_delta_has_to_be_below_one_over_the_public_number_of_patients(
+    delta: float, patients: int, sensible: bool
+):
     assert delta_is_sensible(delta, patients) is sensible
 
 
@@ -190,13 +207,17 @@ def test_importing_costs_neither_opacus_nor_dp_accounting():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("q", "noise", "steps"), [(0.5, 0.1, 50), (1.0, 1e-3, 1_000_000), (0.5, 1.0, 1_000_000)])
+@pytest.mark.parametrize(
+    ("q", "noise", "steps"), [(0.5, 0.1, 50), (1.0, 1e-3, 1_000_000), (0.5, 1.0, 1_000_000)]
+)
 def test_where_no_privacy_is_left_the_bounds_are_equal_and_cheap(q: float, noise: float, steps: int):
     pair = epsilons([release(steps, q, noise)], 1e-5)
     assert 500 < pair.pld == pair.rdp
 
 
-@pytest.mark.parametrize(("q", "noise", "steps"), [(1.0, 1e5, 1_000_000), (1.0, 100.0, 100), (0.01, 50.0, 1000)])
+@pytest.mark.parametrize(
+    ("q", "noise", "steps"), [(1.0, 1e5, 1_000_000), (1.0, 100.0, 100), (0.01, 50.0, 1000)]
+)
 def test_large_noise_narrows_the_grid_so_that_rounding_does_not_dominate(q: float, noise: float, steps: int):
     # Without it PLD reports 0.0857 for the first case, above RDP's 0.0311.
     pair = epsilons([release(steps, q, noise)], 1e-5)

@@ -44,7 +44,9 @@ def batch_of(name: str, records: tuple[int, ...], seed: int = 0) -> Batch:
 
 
 @engines
-@pytest.mark.parametrize("records", [RAGGED, UNIFORM, (1,), (1, 1, 1)], ids=["ragged", "uniform", "one", "singles"])
+@pytest.mark.parametrize(
+    "records", [RAGGED, UNIFORM, (1,), (1, 1, 1)], ids=["ragged", "uniform", "one", "singles"]
+)
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_equals_a_loop_over_patients(engine: GradEngine, name: str, records: tuple[int, ...]):
     module, batch = make_module(name).double().train(), batch_of(name, records)
@@ -52,7 +54,9 @@ def test_equals_a_loop_over_patients(engine: GradEngine, name: str, records: tup
     reference = reference_gradients(module, batch, noise, 0.7)
     # Just below the median norm: some patients are clipped and some are not.
     bound = 0.9 * float(torch.linalg.vector_norm(reference, dim=1).median())
-    clipped = build_engine(engine).clipped_sum(module, batch, latent_noise=noise, kl_weight=0.7, max_grad_norm=bound)
+    clipped = build_engine(engine).clipped_sum(
+        module, batch, latent_noise=noise, kl_weight=0.7, max_grad_norm=bound
+    )
     expected = reference_sum(reference, bound)
     error = torch.linalg.vector_norm(flatten(clipped.sum) - expected) / torch.linalg.vector_norm(expected)
     assert float(error) <= 1e-12
@@ -82,7 +86,9 @@ def test_frozen_parameters_do_not_count_into_the_norm(engine: GradEngine):
     module.encoder.requires_grad_(False)
     noise = latent_of(batch)
     expected = reference_sum(reference_gradients(module, batch, noise, 1.0), 0.1)
-    clipped = build_engine(engine).clipped_sum(module, batch, latent_noise=noise, kl_weight=1.0, max_grad_norm=0.1)
+    clipped = build_engine(engine).clipped_sum(
+        module, batch, latent_noise=noise, kl_weight=1.0, max_grad_norm=0.1
+    )
     torch.testing.assert_close(flatten(clipped.sum), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -92,7 +98,11 @@ def test_worked_example_patient_of_five_scans_counts_once(engine: GradEngine):
     # Patient 1 has one record (0.3, 0.4): norm 0.5, kept. Sum (0.9, 1.2).
     batch = raw_batch([[30.0, 40.0]] * 5 + [[0.3, 0.4]], [0] * 5 + [1])
     clipped = build_engine(engine).clipped_sum(
-        RawGradient(2).double().train(), batch, latent_noise=latent_of(batch), kl_weight=0.0, max_grad_norm=1.0
+        RawGradient(2).double().train(),
+        batch,
+        latent_noise=latent_of(batch),
+        kl_weight=0.0,
+        max_grad_norm=1.0,
     )
     torch.testing.assert_close(flatten(clipped.sum), torch.tensor([0.9, 1.2], dtype=torch.float64))
     assert clipped.num_clipped == 1
@@ -103,7 +113,11 @@ def test_patient_gradient_is_the_mean_over_records_not_the_sum(engine: GradEngin
     # Records (1, 0) and (0, 1): mean (0.5, 0.5), below C = 10, so nothing is clipped; a sum would be (1, 1).
     batch = raw_batch([[1.0, 0.0], [0.0, 1.0]], [0, 0])
     clipped = build_engine(engine).clipped_sum(
-        RawGradient(2).double().train(), batch, latent_noise=latent_of(batch), kl_weight=0.0, max_grad_norm=10.0
+        RawGradient(2).double().train(),
+        batch,
+        latent_noise=latent_of(batch),
+        kl_weight=0.0,
+        max_grad_norm=10.0,
     )
     torch.testing.assert_close(flatten(clipped.sum), torch.tensor([0.5, 0.5], dtype=torch.float64))
 
@@ -174,8 +188,9 @@ def test_physical_batches_do_not_change_the_sum(engine: GradEngine, max_rows: in
     module, batch = make_module("image").double().train(), batch_of("image", RAGGED)
     noise = latent_of(batch)
     sums = [
-        build_engine(engine, max_rows=rows)
-        .clipped_sum(module, batch, latent_noise=noise, kl_weight=1.0, max_grad_norm=2.0)
+        build_engine(engine, max_rows=rows).clipped_sum(
+            module, batch, latent_noise=noise, kl_weight=1.0, max_grad_norm=2.0
+        )
         for rows in (256, max_rows)
     ]
     torch.testing.assert_close(flatten(sums[0].sum), flatten(sums[1].sum), rtol=1e-12, atol=1e-13)
@@ -218,7 +233,9 @@ def test_a_nonfinite_patient_contributes_zero_and_changes_nobody(engine: GradEng
     without = raw_batch(good, [0, 1])
     module = RawGradient(2).double().train()
     sums = [
-        build_engine(engine).clipped_sum(module, b, latent_noise=latent_of(b), kl_weight=0.0, max_grad_norm=1.0)
+        build_engine(engine).clipped_sum(
+            module, b, latent_noise=latent_of(b), kl_weight=0.0, max_grad_norm=1.0
+        )
         for b in (batch, without)
     ]
     assert torch.equal(flatten(sums[0].sum), flatten(sums[1].sum))
@@ -228,10 +245,15 @@ def test_a_nonfinite_patient_contributes_zero_and_changes_nobody(engine: GradEng
 
 @engines
 def test_the_batch_is_computed_in_the_type_of_the_module(engine: GradEngine):
-    module, batch = make_module("table").train(), batch_of("table", RAGGED)  # float32 weights, float64 records
+    module, batch = (
+        make_module("table").train(),
+        batch_of("table", RAGGED),
+    )  # float32 weights, float64 records
     noise = latent_of(batch)
     expected = reference_sum(reference_gradients(module, batch, noise, 1.0), 1.0)
-    clipped = build_engine(engine).clipped_sum(module, batch, latent_noise=noise, kl_weight=1.0, max_grad_norm=1.0)
+    clipped = build_engine(engine).clipped_sum(
+        module, batch, latent_noise=noise, kl_weight=1.0, max_grad_norm=1.0
+    )
     torch.testing.assert_close(flatten(clipped.sum), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -357,7 +379,9 @@ def test_opacus_refuses_a_partly_frozen_mode_rather_than_return_zero():
     module, batch = make_module("table").train(), batch_of("table", RAGGED)
     module.decoder.eval()
     with pytest.raises(RuntimeError, match="train mode"):
-        OpacusEngine().clipped_sum(module, batch, latent_noise=latent_of(batch), kl_weight=1.0, max_grad_norm=1.0)
+        OpacusEngine().clipped_sum(
+            module, batch, latent_noise=latent_of(batch), kl_weight=1.0, max_grad_norm=1.0
+        )
 
 
 def test_opacus_refuses_a_weight_that_its_hooks_do_not_see_rather_than_return_zero():
@@ -367,7 +391,9 @@ def test_opacus_refuses_a_weight_that_its_hooks_do_not_see_rather_than_return_ze
 
     batch, module = raw_batch([[1.0, 2.0]], [0]), Functional(2).train()
     with pytest.raises(RuntimeError, match=r"layer\.weight; use the vmap engine"):
-        OpacusEngine().clipped_sum(module, batch, latent_noise=latent_of(batch), kl_weight=1.0, max_grad_norm=1.0)
+        OpacusEngine().clipped_sum(
+            module, batch, latent_noise=latent_of(batch), kl_weight=1.0, max_grad_norm=1.0
+        )
     assert module.layer.weight.grad is None
     assert not hasattr(module.layer.weight, "grad_sample")
 
@@ -415,4 +441,6 @@ def test_dropout_is_refused_by_vmap_because_it_draws_from_the_global_generator()
     module = ImageVae(norm=nn.Dropout(0.5)).train()
     batch = batch_of("image", UNIFORM)
     with pytest.raises(RuntimeError, match="random"):
-        VmapEngine().clipped_sum(module, batch, latent_noise=latent_of(batch), kl_weight=1.0, max_grad_norm=1.0)
+        VmapEngine().clipped_sum(
+            module, batch, latent_noise=latent_of(batch), kl_weight=1.0, max_grad_norm=1.0
+        )

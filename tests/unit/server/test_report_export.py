@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -101,6 +102,14 @@ def test_without_privacy_the_shape_stays_and_claims_none():
     assert body["privacy"]["claim"] == "none"
     assert {row["claim"] for row in body["privacy"]["per_site"]} == {"none"}
     assert [row["site"] for row in body["privacy"]["per_site"]] == body["sites"]
+
+
+def test_numpy_numbers_are_numbers():
+    row = ResultRow(
+        arm="a", task="t", metric="m", value=np.float32(0.5), ci95=(np.float64(0.25), np.float32("nan"))
+    )
+    body = strictly(to_json(replace(IMAGE, results=(row,), differences=(), seed=np.int64(3))))
+    assert (body["seed"], body["results"][0]["value"], body["results"][0]["ci95"]) == (3, 0.5, [0.25, None])
 
 
 def test_what_json_cannot_hold_is_refused_by_place():

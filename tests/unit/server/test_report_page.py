@@ -213,6 +213,13 @@ def test_all_arms_stand_in_one_table(table_html, image_html):
         assert "baseline" in tables[0]
 
 
+def test_differences_to_the_baseline_stand_open_and_the_others_closed(image_html):
+    head, _, folded = image_html.partition("<details><summary>Differences between the other arms (30)")
+    assert folded
+    assert head.count("− Predict the mean") == 15
+    assert "− Predict the mean" not in folded
+
+
 def test_every_round_and_site_has_its_square(table_html):
     report = table_report()
     squares = re.findall(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.report import MEAN, Attendance, ResultRow, summary_text
+from server.report import MEAN, OWN_PATIENTS, Attendance, ResultRow, alone, summary_text
 from server.report.tables import ROUNDS_PER_BLOCK, arm_rows, attendance, comparisons, fates, glance, heads
 from server.report.words import count, decimals, interval, listed, number, shortened, shown, small
 from tests.support.reports import image_report, table_report, unprotected_report
@@ -107,6 +107,13 @@ def test_baseline_and_subject_are_marked_once():
     assert all(len(row.cells) == len(heads(IMAGE)) for row in table)
 
 
+def test_arms_are_named_in_words():
+    arms = {alone("NYU"): 0.1, alone(OWN_PATIENTS): 0.2, "novel": 0.3}
+    rows_ = tuple(ResultRow(arm=arm, task="t", metric="mse", value=value) for arm, value in arms.items())
+    labels = [row.label for row in arm_rows(replace(IMAGE, results=rows_))]
+    assert labels == ["NYU alone", "Each site alone, own patients", "novel"]
+
+
 def test_an_arm_without_a_metric_has_an_empty_cell():
     table = arm_rows(replace(IMAGE, results=rows("auroc", federated=0.6) + rows("mse", centralised=0.1)))
     assert [[cell is None for cell in row.cells] for row in table] == [[False, True], [True, False]]
@@ -151,6 +158,21 @@ def test_losses_are_counted_by_site_and_reason():
         ("site-1", (("failed: timed-out", 2), ("late", 1))),
         ("site-2", (("no answer", 1),)),
     )
+
+
+def test_a_whole_reason_as_detail_is_not_said_twice():
+    cells = (
+        Attendance(round=1, site="site-1", status="failed", detail="site-failed:timed-out"),
+        Attendance(round=1, site="site-2", status="late", detail="late"),
+        Attendance(round=1, site="site-3", status="silent", detail="no-reply"),
+        Attendance(round=1, site="site-4", status="rejected", detail="not-finite"),
+    )
+    assert [reasons for _, reasons in fates(replace(IMAGE, participation=cells))] == [
+        (("failed: timed-out", 1),),
+        (("late", 1),),
+        (("no answer", 1),),
+        (("refused: not-finite", 1),),
+    ]
 
 
 def test_at_a_glance():

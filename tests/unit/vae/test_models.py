@@ -342,3 +342,12 @@ def test_a_spec_and_its_copy_build_the_same_model():
     spec = VARIANTS["2d-transpose-cvae-learned"]
     assert signature_of(dataclasses.replace(spec)) == signature_of(spec)
     assert signature_of(dataclasses.replace(spec, latent_size=4)) != signature_of(spec)
+
+
+def test_a_model_without_covariates_does_not_look_at_those_of_the_cohort():
+    spec = ModelSpec(family="vae", input_shape=(4,), latent_size=2, channels=(3,))
+    model = build(spec, seed=0)
+    values, noise = torch.rand(5, 4), torch.zeros(5, 2)
+    without = model(values, torch.zeros(5, 0), noise, 1.0)
+    with_two = model(values, torch.full((5, 2), float("nan")), noise, 1.0)
+    assert torch.equal(without, with_two)

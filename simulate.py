@@ -9,19 +9,21 @@ Run again with the same configuration it goes on where it stopped. Exit codes: 0
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.config import load_experiment
 from deploy.errors import ConfigError, DeployError, ExitCode
+from deploy.folders import cache_folder
 
 if TYPE_CHECKING:
     from deploy.simulation.progress import Progress
-    from deploy.simulation.run import Setting
+    from deploy.simulation.run import Setting, Trained
 
 DEFAULT_CONFIG = Path(__file__).parent / "deploy" / "configs" / "simulate" / "default.yaml"
 
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _say(error, ExitCode.CONFIGURATION)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on from the last finished round", file=sys.stderr)
+        again = "the same command without --fresh" if options.fresh else "the same command"
+        print(f"stopped: run {again} to go on from the last finished round", file=sys.stderr)
         return ExitCode.FAILED
     except Exception as error:
         code = _code(error)
@@ -49,38 +52,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Train, judge, write the report."""
     started = time.perf_counter()
-    experiment = load_experiment(options.config, options.set)
-    from deploy.simulation.assemble import assemble, subject
-    from deploy.simulation.run import Setting, forget, num_workers, train
-    from server.report import summary_text, write
-    from vae.weights import save
+    overrides = [*options.set, *([f"engine.kind={options.engine}"] if options.engine else [])]
+    experiment = load_experiment(options.config, overrides)
+    from deploy.simulation.run import CONFIG_NAME, Setting, forget, num_workers, require_same_run, train
 
     out: Path = options.out or Path("runs") / f"{experiment.name}-{experiment.hash()[:8]}"
     out.mkdir(parents=True, exist_ok=True)
-    if options.fresh:
-        forget(out)
-    setting = Setting(
-        experiment=experiment,
-        out=out,
-        cache=options.cache or _default_cache(),
-        engine=options.engine or experiment.engine.kind,
-        workers=num_workers(experiment),
-        progress=_progress(options),
-    )
-    (out / "config.resolved.yaml").write_text(experiment.resolved_yaml())
-    try:
-        trained = train(setting)
-    finally:
-        setting.progress.close()
+    with _held(out):
+        if options.fresh:
+            forget(out)
+        require_same_run(experiment, out)
+        (out / CONFIG_NAME).write_text(experiment.resolved_yaml())
+        setting = Setting(
+            experiment=experiment,
+            out=out,
+            cache=options.cache or cache_folder(),
+            engine=experiment.engine.kind,
+            workers=num_workers(experiment),
+            progress=_progress(options),
+        )
+        try:
+            trained = train(setting)
+        finally:
+            setting.progress.close()
+        _report(setting, trained, as_json=options.json, started=started)
+    return ExitCode.DONE if trained.stopped is None else _say(trained.stopped, ExitCode.QUORUM_LOST)
+
+
+def _report(setting: Setting, trained: Trained, *, as_json: bool, started: float) -> None:
+    """Judge the arms, write the model and the report, and print what was asked for."""
+    from deploy.simulation.assemble import assemble, subject
+    from server.report import summary_text, write
+    from vae.weights import save
+
     report = assemble(setting, trained, wall_s=time.perf_counter() - started)
-    arm = subject(trained)
-    if arm is not None:
+    arm, out = subject(trained), setting.out
+    if arm is not None and trained.federated[arm].round:
         save(out / "model.safetensors", trained.federated[arm].state.weights, _card(setting, arm))
-    write(report, out)
-    print((out / "report.json").read_text() if options.json else summary_text(report))
-    if not options.json:
-        print(f"report: {out / 'report.html'}")
-    return ExitCode.DONE
+    page = write(report, out)
+    print((out / "report.json").read_text() if as_json else summary_text(report, page), end="")
+
+
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold an output folder: two runs that write there at once would spoil each other's checkpoints.
+
+    Raises:
+        DeployError: another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise DeployError(
+            f"{out}: another run is writing there; wait for it, or give another --out"
+        ) from None
 
 
 def _card(setting: Setting, arm: str) -> dict[str, str]:
@@ -91,17 +119,17 @@ def _card(setting: Setting, arm: str) -> dict[str, str]:
 def _code(error: Exception) -> ExitCode | None:
     """Return the exit code of a domain error, None for a defect of ours."""
     from privacy.errors import PrivacyError
-    from server.errors import QuorumLostError, ServerError
+    from server.errors import ServerError
     from vae.errors import DataError, ModelSpecError, VaeError
 
     codes: tuple[tuple[type[Exception], ExitCode], ...] = (
         (ModelSpecError, ExitCode.CONFIGURATION),
         (DataError, ExitCode.DATA_NOT_READY),
         (PrivacyError, ExitCode.REFUSED_BY_PRIVACY),
-        (QuorumLostError, ExitCode.QUORUM_LOST),
         (VaeError, ExitCode.FAILED),
         (ServerError, ExitCode.FAILED),
         (DeployError, ExitCode.FAILED),
+        (OSError, ExitCode.FAILED),  # a full disk, a folder that may not be written
     )
     return next((code for kind, code in codes if isinstance(error, kind)), None)
 
@@ -117,13 +145,6 @@ def _progress(options: argparse.Namespace) -> Progress:
     from deploy.simulation.progress import choose
 
     return choose(as_json=options.json, stream=sys.stderr)
-
-
-def _default_cache() -> Path:
-    """Return where prepared data are kept between runs: this user's cache folder."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("federated-vae"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -293,8 +293,8 @@ def encode_weights(weights: Mapping[str, Any]) -> ArrayRecord:
     record = ArrayRecord()
     for name, value in weights.items():
         values = np.asarray(value, order="C")
-        data = b"".join((_header(values.dtype.str, values.shape), values.reshape(-1).view(np.uint8)))
-        record[name] = Array(values.dtype.name, values.shape, "numpy.ndarray", data)
+        data = b"".join((_header(values.dtype.str, values.shape), values.reshape(-1).view(np.uint8).data))
+        record[name] = Array(str(values.dtype), values.shape, "numpy.ndarray", data)
     return record
 
 
@@ -324,7 +324,7 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Return what `np.save` writes before the values of an array in C order."""
     buffer = io.BytesIO()
     fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)  # type: ignore[no-untyped-call] # of NumPy
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 

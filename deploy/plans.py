@@ -81,12 +81,14 @@ def federation_plan(
     """
     sites = experiment.site_names
     federation, training, privacy = experiment.federation, experiment.training, experiment.privacy
-    plain = NoPrivacy(steps=training.local_steps, batch_patients=training.batch_patients)
-    plans: dict[str, Plan] = dict.fromkeys(sites, plain)
     chosen = training if privacy is None or not private else privacy
+    plans: dict[str, Plan]
     if private:
         sigma = noise_multiplier(experiment)
         plans = {site: privacy_plan(experiment, site, sigma, randomness=randomness) for site in sites}
+    else:
+        plain = NoPrivacy(steps=training.local_steps, batch_patients=training.batch_patients)
+        plans = dict.fromkeys(sites, plain)
     arm = "federated-dp" if private else "federated"
     return FederationPlan(
         run_id=f"{identity(experiment)[:16]}-{arm}",

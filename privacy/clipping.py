@@ -204,7 +204,8 @@ def _check_rows(batch: Batch, latent_noise: Tensor, counts: Tensor) -> None:
 class VmapEngine:
     """`torch.func`: one vectorised gradient over patients with equal numbers of records.
 
-    Needs no knowledge of layers. Fastest for tables; for convolutions see `OpacusEngine`.
+    Needs no knowledge of layers. On one core never slower than `OpacusEngine` where measured: 1.5 to 2 times a plain
+    step for convolutions against 2.6 times, about 7 times for a small table, where both cost overhead alone.
 
     Attributes:
         max_rows: Cap on records computed at once.

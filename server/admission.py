@@ -15,6 +15,7 @@ worth.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from client.contract import (
 from server.errors import ServerError, StrategyError
 from vae.weights import hash_weights
 
+_HEADER_START = 10  # bytes of magic, version and the length of what follows, which the last two hold
 _HEADER_BYTES = 1024  # of NumPy's format 1.0 for a plain dtype; np.save of numpy 2 writes 128
 _TEXT_BYTES = 1 << 20  # a reply's JSON, its claim included
 _CHUNK = 1 << 17
@@ -264,13 +266,24 @@ def _check_tensors(content: RecordDict, expected: Expectation) -> None:
 
 def _header(array: Array, site: str) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
     """Return shape and dtype that the bytes themselves announce, and how many bytes of values follow."""
-    start = io.BytesIO(array.data[:_HEADER_BYTES])
+    announced = _HEADER_START + int.from_bytes(array.data[_HEADER_START - 2 : _HEADER_START], "little")
+    head = array.data[: min(announced, _HEADER_BYTES)]
     try:
-        if np.lib.format.read_magic(start) != (1, 0):
-            raise RejectedError(site, RejectionCode.MALFORMED)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(start)
-    except RejectedError:
-        raise
+        shape, dtype = _parsed(head)
     except Exception as error:  # whatever a hostile header raises, it is not a header
         raise RejectedError(site, RejectionCode.MALFORMED) from error
-    return tuple(shape), dtype, len(array.data) - start.tell()
+    return shape, dtype, len(array.data) - len(head)
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed(head: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Return what a header says; remembered, because honest updates have the same headers in every round.
+
+    Raises:
+        Exception: of any kind, if it is none.
+    """
+    start = io.BytesIO(head)
+    if np.lib.format.read_magic(start) != (1, 0):
+        raise ValueError("not version 1.0 of NumPy's format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+    return tuple(shape), dtype

@@ -14,6 +14,10 @@ Our own code called wrongly raises `ValueError` or `RuntimeError`, never one of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.strategy import StrategyState
 
 
 class ServerError(Exception):
@@ -39,10 +43,18 @@ class QuorumLostError(ServerError):
         round: The global round.
         admitted: Sites whose update was admitted, sorted.
         quorum: How many were needed.
+        state: Of the strategy: weights after the round before, and what became of every site in this one.
     """
 
-    def __init__(self, *, round: int, admitted: Sequence[str], quorum: int) -> None:  # noqa: A002 - the term
-        self.round, self.admitted, self.quorum = round, tuple(admitted), quorum
+    def __init__(
+        self,
+        *,
+        round: int,  # noqa: A002 - the term
+        admitted: Sequence[str],
+        quorum: int,
+        state: StrategyState | None = None,
+    ) -> None:
+        self.round, self.admitted, self.quorum, self.state = round, tuple(admitted), quorum, state
         names = ", ".join(self.admitted) or "none"
         super().__init__(
             f"round {round}: {len(self.admitted)} updates admitted ({names}), quorum is {quorum}; "

@@ -59,7 +59,9 @@ class FederationPlan:
 
     def request(self, site: str, round_: int, base_hash: str) -> TrainRequest:
         """Return what is asked of a site in a round."""
-        from vae.objectives import kl_warmup  # here: the module imports torch, which admission and rounds do without
+        from vae.objectives import (
+            kl_warmup,  # here: the module imports torch, which admission and rounds do without
+        )
 
         kl_weight = kl_warmup(round_, self.kl_warmup_rounds, self.model.beta)
         learning = LearningPlan(
@@ -121,7 +123,8 @@ def federate(
     Args:
         grid: Flower's grid.
         plan: The federation.
-        folder: Where checkpoints lie; an earlier one of the same run is resumed.
+        folder: Where checkpoints lie; an earlier one of the same run is resumed, and nobody is asked if it was the
+            last.
         clock: What deadlines are measured with.
         observe: Called after each round.
 
@@ -130,6 +133,9 @@ def federate(
         QuorumLostError: too few admitted updates in a round; the rounds before it are saved.
         CheckpointError: the folder holds another run's checkpoints.
     """
+    before = latest(folder, config_hash=plan.config_hash)
+    if before is not None and before.round >= plan.rounds:
+        return Progress(round=before.round, state=_state(before))
     nodes = enrol(grid, plan.site_weights, clock, timeout_s=plan.timing.enrol_s)
     strategy = make_strategy(
         plan.strategy,
@@ -142,7 +148,7 @@ def federate(
         request_for=plan.request,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    progress = _resume(strategy, latest(folder, config_hash=plan.config_hash))
+    progress = _resume(strategy, before)
     collector = Collector(grid, clock, plan.timing.deadline_s)
     sites = {node: site for site, node in nodes.items()}
     for round_ in range(progress.round + 1, plan.rounds + 1):
@@ -158,15 +164,19 @@ def federate(
 def _resume(strategy: FederatedStrategy, before: Checkpoint | None) -> Progress:
     """Put the strategy where the last checkpoint left it."""
     if before is not None:
-        state = StrategyState(
-            weights=before.weights,
-            optimiser=before.optimiser,
-            rejections=before.rejections,
-            claims=before.claims,
-            participation=before.participation,
-        )
-        strategy.restore(state)
+        strategy.restore(_state(before))
     return Progress(round=before.round if before else 0, state=strategy.state())
+
+
+def _state(before: Checkpoint) -> StrategyState:
+    """Return what a checkpoint kept of the strategy."""
+    return StrategyState(
+        weights=before.weights,
+        optimiser=before.optimiser,
+        rejections=before.rejections,
+        claims=before.claims,
+        participation=before.participation,
+    )
 
 
 def _checkpoint(plan: FederationPlan, progress: Progress) -> Checkpoint:

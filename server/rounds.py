@@ -126,7 +126,9 @@ def enrol(grid: Grid, sites: Iterable[str], clock: Clock, *, timeout_s: float) -
             for reply in grid.pull_messages([message_id]):
                 node = pending.pop(message_id)
                 name = _described(reply)
-                if name in wanted and name not in found:
+                if name is None:
+                    asked.discard(node)  # not ready yet, as an agent that starts after its node: asked again
+                elif name in wanted and name not in found:
                     found[name] = node
         if wanted - set(found):
             if clock.now() >= deadline:

@@ -174,7 +174,9 @@ class FederatedStrategy(Strategy):
             self._reject(Rejection(round=server_round, site=site, code=RejectionCode.NO_REPLY), status)
         admitted = [site for site, state in status.items() if state == ADMITTED]
         if len(admitted) < self.quorum:
-            raise QuorumLostError(round=server_round, admitted=admitted, quorum=self.quorum)
+            raise QuorumLostError(
+                round=server_round, admitted=admitted, quorum=self.quorum, state=self.state()
+            )
         self.weights = self._optimiser.step(self.weights, self._aggregator.finish())
         return encode_weights(self.weights), None
 

@@ -49,12 +49,24 @@ class ModelSpec:
         problems = [
             text
             for broken, text in (
-                (len(self.input_shape) not in (1, 3, 4), "input_shape must be (F,), (C, H, W) or (C, D, H, W)"),
+                (
+                    len(self.input_shape) not in (1, 3, 4),
+                    "input_shape must be (F,), (C, H, W) or (C, D, H, W)",
+                ),
                 (any(size < 1 for size in self.input_shape), "input_shape must be positive"),
                 (self.latent_size < 1, "latent_size must be >= 1"),
-                (not self.channels or any(width < 1 for width in self.channels), "channels must be positive widths"),
-                ((self.family == "cvae") != (self.num_covariates > 0), "covariates go with the family cvae, and only with it"),
-                (self.family != "beta-vae" and self.beta != 1.0, "beta other than 1 goes with the family beta-vae"),
+                (
+                    not self.channels or any(width < 1 for width in self.channels),
+                    "channels must be positive widths",
+                ),
+                (
+                    (self.family == "cvae") != (self.num_covariates > 0),
+                    "covariates and the family cvae go together",
+                ),
+                (
+                    self.family != "beta-vae" and self.beta != 1.0,
+                    "beta other than 1 goes with the family beta-vae",
+                ),
                 (self.beta < 0, "beta must be >= 0"),
                 (not self.initial_scale > 0, "initial_scale must be > 0"),
             )

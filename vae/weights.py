@@ -8,6 +8,7 @@ decide which names are shared (`vae.models.naming`); judge updates (`server.admi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -201,6 +202,7 @@ def _little_endian(array: Array) -> Array:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
+@functools.lru_cache(maxsize=64)  # NumPy spells the name anew each time, and there are many tensors
 def _dtype_name(dtype: np.dtype[Any]) -> str:
     """Return the dtype's name; a foreign byte order shows in it, because torch cannot take one."""
     return dtype.name if dtype.isnative else dtype.str

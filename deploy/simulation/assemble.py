@@ -6,15 +6,15 @@ import datetime
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 from deploy.config import Experiment
 from deploy.simulation import diary
 from deploy.simulation.judge import judge, latent_use, pictures
 from deploy.simulation.run import Setting, Trained
+from deploy.simulation.sites import POOLED, spent_by_round
 from privacy.accounting import CURVE_INTERVAL, Release, epsilons
-from privacy.claim import Claim
 from privacy.plan import PrivacyPlan
 from server.federation import FederationPlan
 from server.report.document import (
@@ -29,29 +29,51 @@ from server.report.document import (
     RoundEpsilon,
     SiteCurve,
     SitePrivacy,
-    Status,
     Timings,
+    status_of,
 )
+from server.strategy import ADMITTED
 from vae.models import signature_of
+from vae.tasks.score import AnomalySettings
 from vae.weights import hash_weights
 
 _LIBRARIES = ("flwr", "torch", "opacus", "dp-accounting", "monai", "numpy")
 
-_DATA_NOTES: Mapping[str, str] = {
-    "phantom": (
-        "Synthetic brains, deformed from the MNI ICBM 2009a template (Fonov et al. 2011) or from label maps: no person "
-        "was scanned. Figures made from them show that the method works, not how it does on patients."
-    ),
-    "abide": (
-        "Image-quality metrics of 1,101 real brain scans from 17 hospitals (ABIDE; Di Martino et al. 2014), by MRIQC "
-        "(Esteban et al. 2017), with the verdicts of human raters, from the package mriqc-learn (Apache-2.0). "
-        "Standardised with constants of another, public cohort (OpenNeuro ds030)."
-    ),
-    "toy": "A made-up table: it exercises every part and shows nothing about medicine.",
-    "nifti": "The hospitals' own scans.",
-    "dicom": "The hospitals' own scans.",
-    "table": "The hospitals' own tables.",
-}
+
+def data_note(experiment: Experiment) -> str:
+    """Return where the data come from, and what may not be read into them."""
+    data = experiment.data
+    if data.kind == "phantom":
+        source = (
+            "the MNI ICBM 2009a template, itself an average of real scans (Fonov et al. 2011)"
+            if data.founders is None
+            else "the label maps of a folder that the configuration names"
+        )
+        return (
+            f"Synthetic brains, deformed from {source}: none of these people exists. Figures made from them show that "
+            "the method works, not how well it does on patients."
+        )
+    if data.kind == "abide":
+        scale = (
+            "standardised with constants of another, public cohort (OpenNeuro ds030; Poldrack et al. 2016)"
+            if data.standardise == "public-ds030"
+            else "as they are, not standardised"
+        )
+        return (
+            f"Image-quality metrics, by MRIQC (Esteban et al. 2017), of real brain scans from {len(data.site_names)} "
+            "of the 17 hospitals of ABIDE (Di Martino et al. 2014), with the verdicts of human raters; from the "
+            f"package mriqc-learn (Apache-2.0); {scale}."
+        )
+    if data.kind == "toy":
+        return "A made-up table: its figures show that the parts work together, and nothing about medicine."
+    return "The hospitals' own tables." if data.kind == "table" else "The hospitals' own scans."
+
+
+def anomaly_settings(experiment: Experiment) -> AnomalySettings:
+    """Return how anomalies are scored: lesions of a phantom without PET are bright in one contrast, dark in another."""
+    data = experiment.data
+    structural = data.kind == "phantom" and "pet" not in data.channels
+    return AnomalySettings(direction="both" if structural else "auto")
 
 
 def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
@@ -70,8 +92,9 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         seed=experiment.seed,
         num_bootstrap=experiment.report.bootstrap,
         with_mean="mean" in experiment.arms,
+        settings=anomaly_settings(experiment),
     )
-    entries = diary.read(setting.out / "sites", setting.experiment.site_names)
+    entries = diary.read(setting.out / "sites", (*experiment.site_names, POOLED))
     arm = subject(trained)
     plan, ended = (trained.plans[arm], trained.federated[arm]) if arm else (None, None)
     shown = next((found for found in trained.arms if found.name == arm), None)
@@ -80,11 +103,11 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seed=experiment.seed,
         engine=setting.engine,
-        rounds_planned=experiment.federation.rounds,
+        rounds_planned=experiment.federation.rounds if ended else 0,
         rounds_completed=ended.round if ended else 0,
         sites=experiment.site_names,
         model=_model_facts(experiment, trained),
-        privacy=_privacy(setting, plan, ended.state.claims if ended else {}) if arm == FEDERATED_DP else None,
+        privacy=_privacy(setting, plan) if plan is not None and arm == FEDERATED_DP else None,
         results=judged.results,
         differences=judged.differences,
         rejected=tuple(
@@ -96,8 +119,8 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         faults=json.loads(experiment.faults.model_dump_json(exclude_defaults=True)),
         timings=_timings(trained, entries, arm, wall_s),
         synthetic=experiment.data.kind in ("phantom", "toy"),
-        data_note=_DATA_NOTES[experiment.data.kind],
-        weights_sha256=hash_weights(ended.state.weights) if ended else None,
+        data_note=data_note(experiment),
+        weights_sha256=hash_weights(ended.state.weights) if ended and ended.round else None,
         curves=tuple(
             SiteCurve(site=entry.site, round=entry.round, reconstruction=entry.reconstruction, kl=entry.kl)
             for entry in entries
@@ -117,8 +140,13 @@ def subject(trained: Trained) -> str | None:
 
 def not_covered(experiment: Experiment) -> tuple[str, ...]:
     """Return what the privacy statement does not cover, one plain sentence each."""
+    others = [arm for arm in experiment.arms if arm != FEDERATED_DP]
     sentences = [
-        "The other arms of this comparison were trained without privacy; they exist in a simulation only.",
+        *(
+            ["The other arms of this comparison have no privacy; they exist in a simulation only."]
+            if others
+            else []
+        ),
         "The metrics, Z-map statistics, curves and images of this report were computed on patients without noise.",
         "Choosing settings after looking at such a report spends privacy that is not counted here.",
         "Who took part, when, and the public constants of the plan are known to the server.",
@@ -142,32 +170,40 @@ def _model_facts(experiment: Experiment, trained: Trained) -> ModelFacts:
     )
 
 
-def _privacy(setting: Setting, plan: FederationPlan | None, claims: Mapping[str, str]) -> PrivacyFacts | None:
-    """Return the privacy statement: from the claims that the sites signed off with their updates."""
-    if plan is None or not claims:
+def _privacy(setting: Setting, plan: FederationPlan) -> PrivacyFacts | None:
+    """Return the privacy statement; None if no site has released anything.
+
+    From the sites' own records, which a simulation may read: what a site sent too late, or what admission refused, has
+    left the site and is spent, though no admitted claim says so.
+    """
+    asked = {site: each for site, each in plan.plans.items() if isinstance(each, PrivacyPlan)}
+    spent = {site: spent_by_round(setting.out / "sites", site, plan.run_id) for site in asked}
+    made = [_site_privacy(site, asked[site], releases) for site, releases in spent.items() if releases]
+    if not made:
         return None
-    made = {site: Claim.from_json(text) for site, text in sorted(claims.items())}
-    first = next(iter(made.values()))
-    asked = [each for each in plan.plans.values() if isinstance(each, PrivacyPlan)]
+    first = next(iter(asked.values()))
     return PrivacyFacts(
         unit=first.unit,
         delta=first.delta,
-        per_site=tuple(_site_privacy(claim) for claim in made.values()),
-        curve=_curve(setting, plan, first.delta),
-        plan=_plan_facts(asked[0]) if len({each.divisor for each in asked}) == 1 else None,
+        per_site=tuple(made),
+        curve=tuple(
+            point for site, releases in spent.items() for point in _curve(site, releases, first.delta)
+        ),
+        plan=_plan_facts(first) if len({each.divisor for each in asked.values()}) == 1 else None,
         not_covered=not_covered(setting.experiment),
     )
 
 
-def _site_privacy(claim: Claim) -> SitePrivacy:
+def _site_privacy(site: str, plan: PrivacyPlan, spent: Sequence[tuple[int, Release]]) -> SitePrivacy:
     """Return what a site has spent."""
-    pair = claim.epsilons()
+    releases = [release for _, release in spent]
+    pair = epsilons(releases, plan.delta)
     return SitePrivacy(
-        site=claim.site,
+        site=site,
         epsilon_rdp=pair.rdp,
         epsilon_pld=pair.pld,
-        steps=sum(release.steps for release in claim.releases),
-        claim=claim.kind,
+        steps=sum(release.steps for release in releases),
+        claim="dp" if plan.randomness == "os" else "seeded",
     )
 
 
@@ -184,42 +220,30 @@ def _plan_facts(plan: PrivacyPlan) -> PlanFacts:
     )
 
 
-def _curve(setting: Setting, plan: FederationPlan, delta: float) -> tuple[RoundEpsilon, ...]:
-    """Return what each site had spent after each round, from the sites' own records: a simulation may read them."""
-    points = []
-    for site in setting.experiment.site_names:
-        releases: list[Release] = []
-        for round_, release in _spent(setting, site, plan.run_id):
-            releases.append(release)
-            pair = epsilons(releases, delta, interval=CURVE_INTERVAL)
-            points.append(RoundEpsilon(round=round_, site=site, epsilon_rdp=pair.rdp, epsilon_pld=pair.pld))
-    return tuple(points)
+def _curve(site: str, spent: Sequence[tuple[int, Release]], delta: float) -> Iterator[RoundEpsilon]:
+    """Yield what a site had spent after each round."""
+    releases: list[Release] = []
+    for round_, release in spent:
+        releases.append(release)
+        pair = epsilons(releases, delta, interval=CURVE_INTERVAL)
+        yield RoundEpsilon(round=round_, site=site, epsilon_rdp=pair.rdp, epsilon_pld=pair.pld)
 
 
-def _spent(setting: Setting, site: str, run_id: str) -> list[tuple[int, Release]]:
-    """Return (round, release) of a virtual site's record, in order."""
-    path = setting.out / "sites" / site / f"spent-{run_id}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    entries = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(int(entry["key"].split("/")[-2]), Release.from_dict(entry["release"])) for entry in entries]
-
-
-def _attendance(participation: tuple[Mapping[str, str], ...]) -> tuple[Attendance, ...]:
+def _attendance(participation: Sequence[Mapping[str, str]]) -> tuple[Attendance, ...]:
     """Return the grid of rounds and sites."""
     return tuple(
-        Attendance(round=round_, site=site, status=_status(text), detail="" if text == "admitted" else text)
+        _attended(round_, site, text)
         for round_, sites in enumerate(participation, start=1)
         for site, text in sites.items()
     )
 
 
-def _status(text: str) -> Status:
-    """Return the column of the grid that a status belongs to."""
-    if text == "admitted":
-        return "admitted"
-    if text.startswith("site-failed"):
-        return "failed"
-    return {"no-reply": "silent", "late": "late"}.get(text, "rejected")  # type: ignore[return-value] # of Status
+def _attended(round_: int, site: str, text: str) -> Attendance:
+    """Return a cell of the grid."""
+    if text == ADMITTED:
+        return Attendance(round=round_, site=site, status="admitted")
+    status, detail = status_of(text)
+    return Attendance(round=round_, site=site, status=status, detail=detail)
 
 
 def _timings(trained: Trained, entries: list[diary.Entry], arm: str | None, wall_s: float) -> Timings:
@@ -241,7 +265,7 @@ def _latents(trained: Trained, arm: str | None) -> tuple[LatentUse, ...]:
         return ()
     site = next(iter(found.weights))
     last = trained.federated[arm].round
-    watched = tuple(use for use in trained.latents if use.round != last)
+    watched = tuple(use for use in trained.latents[arm] if use.round < last)
     return (*watched, latent_use(trained.spec, found.weights[site], trained.sites, last))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -52,8 +53,8 @@ def read(folder: Path, sites: Iterable[str]) -> list[Entry]:
     return list(found.values())
 
 
-def latest_losses(folder: Path, sites: Iterable[str]) -> dict[str, float]:
-    """Return each site's last loss."""
+def latest_losses(folder: Path, sites: Iterable[str], run: str) -> dict[str, float]:
+    """Return the last loss of each site that has trained in a run."""
     losses: dict[str, float] = {}
     for site in sites:
         path = folder / site / "diary.jsonl"
@@ -61,10 +62,10 @@ def latest_losses(folder: Path, sites: Iterable[str]) -> dict[str, float]:
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
                 lines = file.read().splitlines()
-            try:
-                losses[site] = float(json.loads(lines[-1])["loss"])
-            except (IndexError, json.JSONDecodeError):
-                continue
+            with contextlib.suppress(IndexError, ValueError, KeyError, TypeError):
+                last = json.loads(lines[-1])
+                if last["run"] == run:
+                    losses[site] = float(last["loss"])
     return losses
 
 

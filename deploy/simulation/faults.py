@@ -213,11 +213,11 @@ def falsify(reply: Message, how: Falsification) -> None:
     if how in poison:
         arrays[first].reshape(-1)[:1] = poison[how]
     elif how == "wrong-shape":
-        arrays[first] = np.zeros((3, 1), np.float32)
+        arrays[first] = arrays[first][None]
     elif how == "renamed":
         arrays["../" + first] = arrays.pop(first)
     elif how == "corrupt":
-        arrays[first].view(np.uint8).reshape(-1)[:1] ^= 1
+        arrays[first].reshape(-1).view(np.uint8)[:1] ^= 1
     if how == "stale":
         _edit(reply, base_hash="0" * 64)
     reply.content["weights"] = encode_weights(arrays)

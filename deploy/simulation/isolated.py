@@ -6,11 +6,10 @@ differs from another by its data alone. Nothing is aggregated: a node's update i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -18,14 +17,16 @@ from client.contract import Failure, TrainRequest, Update, Weights, decode_reply
 from deploy.errors import EngineError
 from server.clock import Clock
 from server.federation import FederationPlan, initial_weights
-from server.rounds import Collector
+from server.rounds import Collector, enrol
 from vae.models import signature_of
 from vae.weights import hash_weights, load, save
+
+_TRIES = 2
 
 
 def train_isolated(
     grid: Grid,
-    nodes: Mapping[str, int],
+    names: Collection[str],
     plan: FederationPlan,
     folder: Path,
     clock: Clock,
@@ -36,7 +37,7 @@ def train_isolated(
 
     Args:
         grid: Flower's grid.
-        nodes: Node name -> node id.
+        names: Of the nodes.
         plan: Rounds, model and learning; strategy and quorum do not matter here. Everything is shared.
         folder: Where finished weights lie.
         clock: What deadlines are measured with.
@@ -44,40 +45,36 @@ def train_isolated(
 
     Raises:
         EngineError: a node failed; the message names it and its code.
+        EnrolmentError: a node did not answer.
     """
     plan = replace(plan, sharing="all")
-    finished = _read(nodes, plan, folder)
+    finished = _read(names, plan, folder)
     if finished is not None:
         return finished
+    nodes = enrol(grid, names, clock, timeout_s=plan.timing.enrol_s)
     weights = {name: initial_weights(plan.model, "all", plan.initial_seed) for name in nodes}
     collector = Collector(grid, clock, plan.timing.deadline_s)
     for round_ in range(1, plan.rounds + 1):
-        messages = (_message(plan, name, node, round_, weights[name]) for name, node in nodes.items())
-        replies = collector.collect(messages, {node: name for name, node in nodes.items()})
-        for update in _updates(replies, nodes):
-            own = weights[update.site]
-            weights[update.site] = {name: own[name] + update.delta[name] for name in own}
-        if collector.missing:
+        waiting = dict(nodes)
+        for _ in range(_TRIES):
+            messages = [_message(plan, name, node, round_, weights[name]) for name, node in waiting.items()]
+            replies = collector.collect(messages, {node: name for name, node in nodes.items()})
+            for update in _updates(replies, nodes):
+                if update.round == round_ and waiting.pop(update.site, None) is not None:
+                    own = weights[update.site]
+                    weights[update.site] = {name: own[name] + update.delta[name] for name in own}
+            if not waiting:
+                break
+        if waiting:
             raise EngineError(
-                f"round {round_}: no answer from {', '.join(collector.missing)} in an arm without faults"
+                f"round {round_}: no answer from {', '.join(waiting)}, asked {_TRIES} times, in an arm without faults: "
+                "a process was killed (out of memory?), or took longer than federation.deadline_s"
             )
         observe(round_, dict.fromkeys(nodes, "admitted"))
     for name, own in weights.items():
         folder.mkdir(parents=True, exist_ok=True)
         save(folder / f"{name}.safetensors", own, {"config_hash": plan.config_hash})
     return weights
-
-
-def mean_record(values: Iterable[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Weights:
-    """Return the mean of all training records of all sites, the model of the arm `mean`, under the name `mean`."""
-    total, count = None, 0
-    for array in values:
-        part = np.asarray(array, dtype=np.float64).sum(axis=0)
-        total = part if total is None else total + part
-        count += len(array)
-    if total is None:
-        raise ValueError("no site, no mean")
-    return {"mean": (total / count).astype(np.float32)}
 
 
 def _message(plan: FederationPlan, name: str, node: int, round_: int, weights: Weights) -> Message:
@@ -87,16 +84,16 @@ def _message(plan: FederationPlan, name: str, node: int, round_: int, weights: W
 
 
 def _updates(replies: Iterable[Message], nodes: Mapping[str, int]) -> Iterable[Update]:
-    """Yield the updates among replies.
+    """Yield the updates among replies; nothing for a process that ended, whose node is asked again.
 
     Raises:
-        EngineError: a reply is anything else.
+        EngineError: a site says that it cannot train.
     """
     sites = {node: name for name, node in nodes.items()}
     for reply in replies:
         site = sites[reply.metadata.src_node_id]
         if reply.has_error():
-            raise EngineError(f"{site}: {reply.error.reason}")
+            continue
         answer = decode_reply(reply.content)
         if isinstance(answer, Failure):
             raise EngineError(f"{site}: {answer.code}; its log says why")
@@ -104,10 +101,10 @@ def _updates(replies: Iterable[Message], nodes: Mapping[str, int]) -> Iterable[U
             yield answer
 
 
-def _read(nodes: Mapping[str, int], plan: FederationPlan, folder: Path) -> dict[str, Weights] | None:
+def _read(names: Collection[str], plan: FederationPlan, folder: Path) -> dict[str, Weights] | None:
     """Return the weights of a finished arm of the same configuration."""
     found: dict[str, Weights] = {}
-    for name in nodes:
+    for name in names:
         path = folder / f"{name}.safetensors"
         if not path.exists():
             return None

@@ -20,12 +20,21 @@ from vae.models import build
 from vae.models.autoencoder import GaussianVae
 from vae.objectives import active_units, kl_per_latent
 from vae.spec import ModelSpec
-from vae.tasks.anomaly import Difference, Result, compare, everywhere, predict_mean, score, summarise
+from vae.tasks.anomaly import (
+    DEFAULT_SETTINGS,
+    Difference,
+    Result,
+    compare,
+    everywhere,
+    predict_mean,
+    score,
+    summarise,
+)
 from vae.tasks.panels import panels
-from vae.tasks.score import Reconstruct, Scores
+from vae.tasks.score import AnomalySettings, Reconstruct, Scores
 from vae.weights import load_into
 
-OWN = document.alone("own patients")
+OWN = document.alone(document.OWN_PATIENTS)
 MAX_ALONE_ARMS = 6
 _COMPARED = (document.FEDERATED_DP, document.FEDERATED, document.CENTRALISED)
 
@@ -79,6 +88,7 @@ def judge(
     seed: int,
     num_bootstrap: int,
     with_mean: bool = True,
+    settings: AnomalySettings = DEFAULT_SETTINGS,
 ) -> Judgement:
     """Return all arms' metrics with intervals, and the paired differences that the verdict needs.
 
@@ -88,21 +98,24 @@ def judge(
         sites: Test data of every site.
         seed: Of the bootstrap.
         num_bootstrap: Resamples.
-        with_mean: Include the baseline that predicts the mean training record.
+        with_mean: Include the baselines that predict the mean training record: of all sites, and of each its own.
+        settings: How scores are made from residuals.
     """
     scored: dict[str, Scores] = {}
     if with_mean:
-        mean = predict_mean([data.train for data in sites.values()])
-        scored[document.MEAN] = score(document.MEAN, everywhere(mean, sites), sites)
+        mean = everywhere(predict_mean([data.train for data in sites.values()]), sites)
+        own = {site: predict_mean([data.train]) for site, data in sites.items()}
+        for name, baseline in ((document.MEAN, mean), (document.SITE_MEAN, own)):
+            scored[name] = score(name, baseline, sites, settings=settings)
     for arm in arms:
-        scored[arm.name] = score(arm.name, _reconstructors(arm, spec), sites)
+        scored[arm.name] = score(arm.name, _reconstructors(arm, spec), sites, settings=settings)
     results = [
         row for scores in scored.values() for row in summarise(scores, seed=seed, num_bootstrap=num_bootstrap)
     ]
     differences = [
         row
-        for arm, baseline in _pairs(tuple(scored))
-        for row in compare(scored[arm], scored[baseline], seed=seed, num_bootstrap=num_bootstrap)
+        for arm, other in _pairs(tuple(scored))
+        for row in compare(scored[arm], scored[other], seed=seed, num_bootstrap=num_bootstrap)
     ]
     return Judgement(
         results=tuple(_result(row) for row in results),
@@ -194,7 +207,8 @@ def _reconstructors(arm: Arm, spec: ModelSpec) -> dict[str, Reconstruct]:
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return which arm is compared with which."""
-    pairs = [(arm, document.MEAN) for arm in _COMPARED if arm in names and document.MEAN in names]
+    means = [mean for mean in (document.MEAN, document.SITE_MEAN) if mean in names]
+    pairs = [(arm, mean) for mean in means for arm in _COMPARED if arm in names]
     for arm, baseline in (
         (document.FEDERATED_DP, document.FEDERATED),
         (document.FEDERATED, OWN),

@@ -94,7 +94,7 @@ class PlainLines:
             parts.append(f"loss {sum(view.loss.values()) / len(view.loss):.2f}")
         if view.epsilon:
             parts.append(f"epsilon {max(view.epsilon.values()):.3f}")
-        parts.append(f"{self._pace.left(view):.0f} s left in this arm")
+        parts += _left_in_words(self._pace.left(view))
         parts += [f"{site}: {status}" for site, status in view.status.items() if status != "admitted"][:5]
         self.note(", ".join(parts))
 
@@ -117,7 +117,7 @@ class LiveTable:
 
     def note(self, text: str) -> None:
         """Write one line above the table."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)
 
     def update(self, view: RoundView) -> None:
         """Redraw."""
@@ -138,14 +138,16 @@ class Pace:
         self._since = 0.0
         self._first = 0
 
-    def left(self, view: RoundView) -> float:
-        """Return the estimated seconds left in this arm."""
+    def left(self, view: RoundView) -> float | None:
+        """Return the estimated seconds left in this arm; None where nothing is known yet, or nothing is left."""
         now = time.monotonic()
         if view.arm != self._arm:
             self._arm, self._since, self._first = view.arm, now, view.round
-            return 0.0
+            return None
         done = view.round - self._first
-        return (now - self._since) / done * (view.rounds - view.round) if done else 0.0
+        if done < 1 or view.round >= view.rounds:
+            return None
+        return (now - self._since) / done * (view.rounds - view.round)
 
 
 def choose(*, as_json: bool, stream: TextIO) -> Progress:
@@ -155,12 +157,12 @@ def choose(*, as_json: bool, stream: TextIO) -> Progress:
     return PlainLines(stream)
 
 
-def draw(view: RoundView, seconds_left: float) -> Group:
+def draw(view: RoundView, seconds_left: float | None) -> Group:
     """Return the picture of a round."""
     head = Text.assemble(
         (f" {view.arm} ", "bold reverse"),
         f"  round {view.round}/{view.rounds}  {bar(view.round / view.rounds, 24)}  ",
-        f"{seconds_left:.0f} s left in this arm" if seconds_left else "",
+        *_left_in_words(seconds_left),
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("site", "", "loss (simulation only)", "epsilon"):
@@ -178,6 +180,11 @@ def bar(share: float, width: int) -> str:
     """Return a bar of blocks for a share in [0, 1]."""
     full = round(max(0.0, min(1.0, share)) * width)
     return "█" * full + "░" * (width - full)
+
+
+def _left_in_words(seconds: float | None) -> list[str]:
+    """Return what is said about the time left: nothing if nothing is known."""
+    return [] if seconds is None else [f"{seconds:.0f} s left in this arm"]
 
 
 def _epsilon(view: RoundView, site: str) -> str:

@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 from client.contract import Weights
 from client.site import local_weights
 from deploy.config import Experiment
-from deploy.plans import federation_plan, isolated_plan
+from deploy.errors import DeployError
+from deploy.plans import federation_plan, isolated_plan, noise_multiplier
 from deploy.simulation import diary
 from deploy.simulation.engines import run_local, run_ray
 from deploy.simulation.faults import FaultyGrid, fault_plan
@@ -27,7 +28,9 @@ from deploy.simulation.judge import MAX_ALONE_ARMS, OWN, Arm, LatentLog, latent_
 from deploy.simulation.progress import Progress, RoundView
 from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare
 from privacy.claim import Claim
+from server.checkpoint import latest
 from server.clock import Clock, VirtualClock, WallClock
+from server.errors import QuorumLostError
 from server.federation import FederationPlan, federate
 from server.federation import Progress as Federated
 from server.report import document
@@ -37,6 +40,8 @@ from vae.data.cohort import SiteData
 from vae.spec import ModelSpec
 
 LATENT_POINTS = 10
+CONFIG_NAME = "config.resolved.yaml"
+_WRITTEN = ("checkpoints", "sites", "arms", "report.html", "report.json", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,8 @@ class Trained:
         plans: Arm name -> its plan.
         wall_s: Arm name -> wall time of its rounds run now [s].
         rounds_now: Arm name -> rounds run now, not before a resume.
-        latents: Use of latents after some rounds of the arm that the report is about.
+        latents: Arm -> use of its latents after some rounds.
+        stopped: Why training ended before its last round, if it did: too few sites answered.
     """
 
     spec: ModelSpec
@@ -82,7 +88,8 @@ class Trained:
     plans: Mapping[str, FederationPlan]
     wall_s: Mapping[str, float]
     rounds_now: Mapping[str, frozenset[int]]
-    latents: tuple[LatentUse, ...]
+    latents: Mapping[str, tuple[LatentUse, ...]]
+    stopped: QuorumLostError | None = None
 
 
 def num_workers(experiment: Experiment) -> int:
@@ -92,21 +99,51 @@ def num_workers(experiment: Experiment) -> int:
 
 
 def forget(out: Path) -> None:
-    """Remove what an earlier run left in an output folder: only what a run writes, never the folder's other files."""
-    for name in ("checkpoints", "sites", "arms"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    """Remove what an earlier run left in an output folder: only what a run writes, never the folder's other files.
+
+    Raises:
+        DeployError: the folder does not look like a run's, so what lies there may be something else.
+    """
+    found = [out / name for name in _WRITTEN if (out / name).exists()]
+    if found and not (out / CONFIG_NAME).exists():
+        names = ", ".join(path.name for path in found)
+        raise DeployError(
+            f"{out}: --fresh would delete {names}, but without {CONFIG_NAME} no run has written there; "
+            "give another --out"
+        )
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def require_same_run(experiment: Experiment, out: Path) -> None:
+    """Refuse an output folder that holds checkpoints of another configuration, before anything is written.
+
+    Raises:
+        CheckpointError: with the way out.
+    """
+    for arm in (document.FEDERATED, document.FEDERATED_DP):
+        latest(out / "checkpoints" / arm, config_hash=experiment.hash())
 
 
 def train(setting: Setting) -> Trained:
     """Prepare the data and train every arm that the experiment asks for.
 
+    Too few answers in a round end training, and `Trained.stopped` says so: what was finished is returned.
+
     Raises:
         DataError: the data are not ready.
-        ServerError: enrolment or quorum failed, or checkpoints are another run's.
+        PrivacyError: the private arm cannot be had; nothing was prepared or trained.
+        ServerError: enrolment failed, or checkpoints are another run's.
         EngineError: the engine failed.
     """
     expect_unsafe_arms()
     experiment = setting.experiment
+    require_same_run(experiment, setting.out)
+    if document.FEDERATED_DP in experiment.arms:
+        noise_multiplier(experiment)
     setting.progress.note(f"data: {experiment.data.kind}, {len(experiment.site_names)} sites")
     sites = prepare(experiment, setting.cache, workers=setting.workers, progress=_say_ready(setting))
     first = next(iter(sites.values())).train
@@ -122,9 +159,12 @@ def train(setting: Setting) -> Trained:
     def work(grid: Grid) -> Trained:
         return _Training(setting, spec, sites, grid).run()
 
-    if setting.engine == "ray":
-        return run_ray(virtual, work)
-    return run_local(virtual, names, work, workers=setting.workers)
+    try:
+        if setting.engine == "ray":
+            return run_ray(virtual, work)
+        return run_local(virtual, names, work, workers=setting.workers)
+    finally:
+        virtual.close()
 
 
 class _Training:
@@ -141,7 +181,7 @@ class _Training:
         self._plans: dict[str, FederationPlan] = {}
         self._federated: dict[str, Federated] = {}
         self._rounds_now: dict[str, set[int]] = {}
-        self._latents = LatentLog(setting.out / "arms" / "latents.jsonl")
+        self._stopped: QuorumLostError | None = None
 
     def run(self) -> Trained:
         """Train all arms."""
@@ -154,7 +194,8 @@ class _Training:
             plans=self._plans,
             wall_s=self._wall,
             rounds_now={arm: frozenset(rounds) for arm, rounds in self._rounds_now.items()},
-            latents=self._latents.read(),
+            latents={arm: self._latents(arm).read() for arm in self._federated},
+            stopped=self._stopped,
         )
 
     def _plan(self, *, private: bool) -> FederationPlan:
@@ -168,10 +209,9 @@ class _Training:
         if not local and not central:
             return []
         plan = isolated_plan(self._plan(private=False), (*local, *central))
-        nodes = enrol(self._grid, (*local, *central), self._clock, timeout_s=plan.timing.enrol_s)
         weights = train_isolated(
             self._grid,
-            nodes,
+            (*local, *central),
             plan,
             self._setting.out / "arms",
             self._clock,
@@ -195,41 +235,57 @@ class _Training:
         return arms
 
     def _federations(self) -> list[Arm]:
-        """Train the federated arms."""
-        return [
-            self._federation(arm, private=arm == document.FEDERATED_DP)
-            for arm in (document.FEDERATED, document.FEDERATED_DP)
-            if arm in self._experiment.arms
-        ]
+        """Train the federated arms, up to the first that loses its quorum."""
+        arms: list[Arm] = []
+        for arm in (document.FEDERATED, document.FEDERATED_DP):
+            if arm in self._experiment.arms and self._stopped is None:
+                arms += self._federation(arm, private=arm == document.FEDERATED_DP)
+        return arms
 
-    def _federation(self, arm: str, *, private: bool) -> Arm:
-        """Train one federated arm, with the faults of the experiment."""
-        plan = self._plan(private=private)
+    def _federation(self, arm: str, *, private: bool) -> list[Arm]:
+        """Train one federated arm, with the faults of the experiment; none if not even its first round was done."""
+        plan, folder = self._plan(private=private), self._setting.out / "checkpoints" / arm
+        before = latest(folder, config_hash=plan.config_hash)
+        if before is not None:
+            self._setting.progress.note(
+                f"{arm}: rounds 1 to {before.round} of {plan.rounds} were done before"
+            )
         grid = self._grid
         faults = fault_plan(self._experiment)
-        if faults:
+        if faults and (before is None or before.round < plan.rounds):
             nodes = enrol(grid, plan.site_weights, self._clock, timeout_s=plan.timing.enrol_s)
             grid = FaultyGrid(grid, faults, {node: site for site, node in nodes.items()}, self._clock)
         self._rounds_now[arm] = set()
         started = time.perf_counter()
-        ended = federate(
-            grid,
-            plan,
-            self._setting.out / "checkpoints" / arm,
-            self._clock,
-            observe=lambda progress: self._after_round(arm, plan, progress),
-        )
+        try:
+            ended = federate(
+                grid,
+                plan,
+                folder,
+                self._clock,
+                observe=lambda progress: self._after_round(arm, plan, progress),
+            )
+        except QuorumLostError as error:
+            if error.state is None:
+                raise
+            ended, self._stopped = Federated(round=error.round - 1, state=error.state), error
         self._wall[arm] = time.perf_counter() - started
         self._plans[arm], self._federated[arm] = plan, ended
-        return Arm(name=arm, weights=self._full_weights(plan, ended))
+        return [Arm(name=arm, weights=self._full_weights(plan, ended))] if ended.round else []
 
     def _after_round(self, arm: str, plan: FederationPlan, progress: Federated) -> None:
         """Note and display a round of a federated arm."""
         self._rounds_now[arm].add(progress.round)
         watched = arm == document.FEDERATED_DP or document.FEDERATED_DP not in self._experiment.arms
         if watched and plan.sharing == "all" and progress.round % max(1, plan.rounds // LATENT_POINTS) == 0:
-            self._latents.write(latent_use(self._spec, progress.state.weights, self._sites, progress.round))
+            self._latents(arm).write(
+                latent_use(self._spec, progress.state.weights, self._sites, progress.round)
+            )
         self._show(arm, plan, progress.round, progress.status, progress.state.claims)
+
+    def _latents(self, arm: str) -> LatentLog:
+        """Return where the use of an arm's latents is kept."""
+        return LatentLog(self._setting.out / "arms" / f"latents-{arm}.jsonl")
 
     def _full_weights(self, plan: FederationPlan, ended: Federated) -> dict[str, Weights]:
         """Return each site's full weights: the shared ones, and its own where not all are shared."""
@@ -238,7 +294,7 @@ class _Training:
         folder = self._setting.out / "sites"
         return {
             site: {
-                **local_weights(folder / site, plan.request(site, plan.rounds, ""), plan.rounds),
+                **local_weights(folder / site, plan.request(site, ended.round, ""), ended.round),
                 **ended.state.weights,
             }
             for site in plan.site_weights
@@ -261,7 +317,7 @@ class _Training:
                 round=round_,
                 rounds=plan.rounds,
                 status=status,
-                loss=diary.latest_losses(self._setting.out / "sites", shown),
+                loss=diary.latest_losses(self._setting.out / "sites", shown, plan.run_id),
                 epsilon={site: value for site, value in epsilon.items() if value is not None},
                 target=self._experiment.privacy.epsilon if self._experiment.privacy else None,
             )

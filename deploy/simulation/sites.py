@@ -10,8 +10,9 @@ import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -24,6 +25,7 @@ from flwr.clientapp import ClientApp
 from client.app import make_app
 from client.contract import Plan, TrainRequest
 from deploy.config import Experiment
+from deploy.errors import EngineError
 from deploy.simulation.workers import interrupts_kept
 from deploy.sources import DicomData, NiftiData, TableData
 from privacy.accounting import Release, merge_releases
@@ -104,7 +106,8 @@ def prepare(
     """Return every hospital's cohorts, making or decoding what is not in the cache yet, `workers` at a time.
 
     Raises:
-        DataError: some site's data cannot be used.
+        DataError: some site's data cannot be used, or do not fit the others'.
+        EngineError: a process was killed.
     """
     names = experiment.site_names
     if experiment.data.kind in ("phantom", "nifti", "dicom") and workers > 1:
@@ -116,11 +119,35 @@ def prepare(
                 for site in made:
                     if progress is not None:
                         progress(site)
+            except BrokenProcessPool as error:
+                raise EngineError(
+                    "a process that prepared data has ended: out of memory? try engine.workers=1"
+                ) from error
             except BaseException:
                 for child in active_children():  # or the end of the block would wait for what they do
                     child.terminate()
                 raise
-    return {site: open_site(experiment, site, cache) for site in names}
+    opened = {site: open_site(experiment, site, cache) for site in names}
+    _require_alike(opened)
+    return opened
+
+
+def _require_alike(sites: Mapping[str, SiteData]) -> None:
+    """Refuse sites whose records do not fit one model."""
+    first, *others = sites
+    expected = sites[first].train
+    for site in others:
+        found = sites[site].train
+        if found.record_shape != expected.record_shape:
+            raise DataError(
+                f"{site}: its records have shape {found.record_shape}, those of {first} {expected.record_shape}; one "
+                "model needs one shape: give every site the same features, or the same preparation and suffixes"
+            )
+        if found.covariate_names != expected.covariate_names:
+            raise DataError(
+                f"{site}: its covariates are {found.covariate_names}, those of {first} {expected.covariate_names}; "
+                "one model needs the same ones, in one order"
+            )
 
 
 def _prepare_one(text: str, site: str, cache: Path) -> str:

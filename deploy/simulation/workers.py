@@ -42,12 +42,15 @@ class Workers:
         self, make_app: MakeApp, sites: Mapping[str, int], *, num_workers: int, threads: int = 1
     ) -> None:
         self._arguments = (make_app, dict(sites), threads)
-        self._workers = [_Worker(*self._arguments) for _ in range(min(num_workers, max(1, len(sites))))]
-        self._home = {node: i % len(self._workers) for i, node in enumerate(sites.values())}
+        self._num_workers = min(num_workers, max(1, len(sites)))
+        self._workers: list[_Worker] = []  # started with the first message: a finished run needs none
+        self._home = {node: i % self._num_workers for i, node in enumerate(sites.values())}
         self._of: dict[str, int] = {}
 
     def submit(self, message: Message) -> None:
         """Queue the message at its site's worker."""
+        if not self._workers:
+            self._workers = [_Worker(*self._arguments) for _ in range(self._num_workers)]
         home = self._home[message.metadata.dst_node_id]
         self._of[message.metadata.message_id] = home
         self._workers[home].queue.append(message)

@@ -10,15 +10,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.report.canvas import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, WIDTH, canvas, finite, svg
-from server.report.document import ALONE, CENTRALISED, FEDERATED, FEDERATED_DP, MEAN, Report, ResultRow
+from server.report.document import (
+    ALONE,
+    CENTRALISED,
+    FEDERATED,
+    FEDERATED_DP,
+    MEAN,
+    SITE_MEAN,
+    Report,
+    ResultRow,
+)
 from server.report.measures import arm_label, column_label, columns, degrees, measure
 from server.report.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {MEAN: MUTED, FEDERATED: GREEN, FEDERATED_DP: BLUE, CENTRALISED: ORANGE}
-_MARKERS = {MEAN: "D", FEDERATED: "o", FEDERATED_DP: "o", CENTRALISED: "s"}
+_COLOURS = {MEAN: MUTED, SITE_MEAN: MUTED, FEDERATED: GREEN, FEDERATED_DP: BLUE, CENTRALISED: ORANGE}
+_MARKERS = {MEAN: "D", SITE_MEAN: "v", FEDERATED: "o", FEDERATED_DP: "o", CENTRALISED: "s"}
 
 
 def forest(report: Report, *, only: tuple[str, str] | None = None) -> str:
@@ -111,7 +120,7 @@ def _severity_panel(axes: Axes, report: Report, task: str, family: Sequence[tupl
         single = arm.startswith(ALONE)
         look: dict[str, Any] = {"color": "#c3ccd4" if single else _COLOURS.get(arm, INK)}
         look |= {"linewidth": 2.2 if arm == report.subject else 1.0 if single else 1.5}
-        look |= {"linestyle": "--" if arm == MEAN else "-", "zorder": 1 if single else 3}
+        look |= {"linestyle": {MEAN: "--", SITE_MEAN: ":"}.get(arm, "-"), "zorder": 1 if single else 3}
         first = single and not any(line.get_label() == "Each site alone" for line in axes.lines)
         label = "Each site alone" if first else "_" if single else arm_label(report, arm)
         axes.plot(

@@ -22,6 +22,8 @@ Better = Literal["higher", "lower", "neither"]
 Interval = tuple[float, float]
 
 MEAN = "predict-the-mean"
+SITE_MEAN = "site-mean"
+"""Every site's test records are predicted as the mean of that site's own training records."""
 FEDERATED = "federated"
 FEDERATED_DP = "federated-dp"
 CENTRALISED = "centralised"
@@ -305,10 +307,10 @@ class Report:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Return all arms: baseline, sites alone, federated, federated with privacy, centralised, others."""
+        """Return all arms: baselines, sites alone, federated, federated with privacy, centralised, others."""
         seen = dict.fromkeys(row.arm for row in self.results)
-        order = {MEAN: 0, FEDERATED: 2, FEDERATED_DP: 3, CENTRALISED: 4}
-        return tuple(sorted(seen, key=lambda arm: 1 if arm.startswith(ALONE) else order.get(arm, 5)))
+        order = {MEAN: 0, SITE_MEAN: 1, FEDERATED: 3, FEDERATED_DP: 4, CENTRALISED: 5}
+        return tuple(sorted(seen, key=lambda arm: 2 if arm.startswith(ALONE) else order.get(arm, 6)))
 
     @property
     def subject(self) -> str:

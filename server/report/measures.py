@@ -17,6 +17,7 @@ from server.report.document import (
     FEDERATED_DP,
     MEAN,
     OWN_PATIENTS,
+    SITE_MEAN,
     Better,
     Interval,
     MetricFacts,
@@ -162,6 +163,7 @@ def arm_label(report: Report, arm: str) -> str:
         noise = "Federated, seeded DP noise"
     named = {
         MEAN: "Predict the mean",
+        SITE_MEAN: "Predict the site's own mean",
         FEDERATED: "Federated, no privacy",
         FEDERATED_DP: noise,
         CENTRALISED: "Centralised, no privacy",

@@ -15,6 +15,7 @@ from server.report.document import (
     FEDERATED,
     FEDERATED_DP,
     MEAN,
+    SITE_MEAN,
     Report,
     Status,
     status_of,
@@ -214,7 +215,11 @@ def _against_others(report: Report) -> tuple[Finding, ...]:
     """Say what privacy costs and what pooling all data would give, on the first metric."""
     found: list[Finding] = []
     first = primary(report)
-    others = {FEDERATED: "the same training without noise", CENTRALISED: "training on all data in one place"}
+    others = {
+        SITE_MEAN: "predicting each site's own mean",
+        FEDERATED: "the same training without noise",
+        CENTRALISED: "training on all data in one place",
+    }
     for other, words in others.items():
         if first is None or other == report.subject:
             continue

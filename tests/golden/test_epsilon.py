@@ -36,8 +36,9 @@ def test_rounds_of_the_issue_add_up_to_it():
     assert epsilons(rounds, 1e-5) == epsilons([ISSUE], 1e-5)
 
 
-@pytest.mark.parametrize(("n", "batch", "noise", "steps", "delta", "rdp", "pld"), TABLE)
-def test_the_table(n: int, batch: int, noise: float, steps: int, delta: float, rdp: float, pld: float):
+@pytest.mark.parametrize("row", TABLE)
+def test_the_table(row: tuple[int, int, float, int, float, float, float]):
+    n, batch, noise, steps, delta, rdp, pld = row
     pair = epsilons([Release(sampling_probability=batch / n, noise_multiplier=noise, steps=steps)], delta)
     assert pair.rdp == pytest.approx(rdp, abs=6e-3)
     assert pair.pld == pytest.approx(pld, abs=6e-3)

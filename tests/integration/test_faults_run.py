@@ -109,6 +109,8 @@ def test_without_quorum_the_run_stops_and_keeps_what_it_had(tmp_path):
         "federation": {"rounds": 3, "quorum": 3},
         "faults": {"site-2": {"drop": True, "rounds": [2]}},
     }
+    trained = run(experiment(**{"arms": ["federated"], **shape}), tmp_path)
     with pytest.raises(QuorumLostError, match=r"2 updates admitted \(site-1, site-3\), quorum is 3"):
-        _federated(tmp_path, **shape)
+        raise trained.stopped
+    assert trained.federated["federated"].round == 1
     assert [path.name for path in (tmp_path / "checkpoints" / "federated").iterdir()] == ["round-000001"]

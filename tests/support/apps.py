@@ -54,6 +54,9 @@ def make_moody() -> ClientApp:
 
     def act(message: Message, context: Context) -> Message:
         values = message.content.config_records["values"]
+        if "log" in values:
+            with Path(str(values["log"])).open("a") as file:
+                file.write(".")
         if Path(str(values.get("once", "/nowhere"))).exists():
             Path(str(values["once"])).unlink()
             _do(str(values.get("mood", "")))
@@ -75,3 +78,8 @@ def _do(mood: str) -> None:
         raise RuntimeError("patient 0815 is broken")
     if mood == "sleep":
         time.sleep(600)
+
+
+def end_process(*_arguments: object) -> None:
+    """End the process that runs this, as a kernel short of memory does."""
+    os.kill(os.getpid(), signal.SIGKILL)

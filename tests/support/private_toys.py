@@ -40,7 +40,7 @@ class TableVae(nn.Module):
 
 
 class ImageVae(nn.Module):
-    """A VAE of an 8 x 8 image with GroupNorm and both ways of upsampling; `norm` replaces one layer for bad examples."""
+    """A VAE of an 8 x 8 image with GroupNorm and both ways of upsampling; `norm` replaces one layer."""
 
     def __init__(self, norm: nn.Module | None = None) -> None:
         super().__init__()

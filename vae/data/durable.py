@@ -16,7 +16,7 @@ from pathlib import Path
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` at the end, remove it on failure."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_private(target.parent)
     descriptor, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)  # mkstemp gives mode 0600
     os.close(descriptor)
     partial = Path(name)
@@ -34,6 +34,13 @@ def write_atomically(target: Path, content: bytes) -> None:
     """Write `content` to `target`: complete or not at all, mode 0600."""
     with atomic_path(target) as partial:
         partial.write_bytes(content)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and those above it that are not there, each mode 0700 (`parents=True` opens those above)."""
+    if not folder.exists():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sync(path: Path) -> None:

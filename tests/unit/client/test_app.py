@@ -11,7 +11,7 @@ from client.contract import Description, Failure, FailureCode, decode_reply
 from client.errors import SiteError
 from deploy.simulation.grid import identify
 
-SECRET = "/data/patient_0815/scan.nii"
+PLANTED = "/data/patient_0815/scan.nii"
 
 
 class _Broken:
@@ -46,17 +46,17 @@ def _train_content():
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (RuntimeError(f"boom {SECRET}"), FailureCode.INTERNAL),
-        (SiteError(FailureCode.BUDGET, SECRET), FailureCode.BUDGET),
-        (MemoryError(SECRET), FailureCode.OUT_OF_MEMORY),
-        (FileNotFoundError(SECRET), FailureCode.INTERNAL),
+        (RuntimeError(f"boom {PLANTED}"), FailureCode.INTERNAL),
+        (SiteError(FailureCode.BUDGET, PLANTED), FailureCode.BUDGET),
+        (MemoryError(PLANTED), FailureCode.OUT_OF_MEMORY),
+        (FileNotFoundError(PLANTED), FailureCode.INTERNAL),
     ],
 )
 def test_the_text_of_an_exception_stays_at_the_site(error, code, caplog):
     with caplog.at_level(logging.CRITICAL):
         reply = make_app(lambda context: _Broken(error))(_message("train", _train_content()), _context())
     assert decode_reply(reply.content) == Failure(site="site-1", code=code)
-    assert SECRET not in str(reply)
+    assert PLANTED not in str(reply)
 
 
 def test_a_malformed_request_is_answered_with_a_code(caplog):

@@ -36,12 +36,21 @@ def request(**changes):
         "run_id": "run",
         "round": 3,
         "base_hash": "ab" * 32,
-        "model": ModelSpec(family="cvae", input_shape=(1, 8, 8), latent_size=2, channels=(4,), num_covariates=2),
+        "model": ModelSpec(
+            family="cvae", input_shape=(1, 8, 8), latent_size=2, channels=(4,), num_covariates=2
+        ),
         "sharing": "decoder",
         "plan": PrivacyPlan(
-            sampling_probability=0.1, steps=5, noise_multiplier=1.1, max_grad_norm=0.5, divisor=4.0, delta=1e-5
+            sampling_probability=0.1,
+            steps=5,
+            noise_multiplier=1.1,
+            max_grad_norm=0.5,
+            divisor=4.0,
+            delta=1e-5,
         ),
-        "learning": LearningPlan(optimiser="sgd", learning_rate=0.1, momentum=0.9, kl_weight=0.5, proximal_mu=0.01),
+        "learning": LearningPlan(
+            optimiser="sgd", learning_rate=0.1, momentum=0.9, kl_weight=0.5, proximal_mu=0.01
+        ),
         "initial_seed": 11,
     }
     return TrainRequest(**{**fields, **changes})

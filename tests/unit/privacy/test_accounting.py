@@ -134,9 +134,7 @@ def test_pld_never_exceeds_rdp(steps: int, q: float, noise: float):
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
-@pytest.mark.parametrize(
-    ("target", "q", "steps"), [(1.0, 0.04, 500), (8.0, 0.1, 300), (3.0, 1.0, 20), (60.0, 0.2, 100)]
-)
+@pytest.mark.parametrize(("target", "q", "steps"), [(1.0, 0.04, 500), (8.0, 0.1, 300), (3.0, 1.0, 20)])
 def test_calibration_meets_the_target_and_no_more(accountant: str, target: float, q: float, steps: int):
     noise = calibrate_noise(
         epsilon=target, delta=1e-5, sampling_probability=q, steps=steps, accountant=accountant, tolerance=1e-2

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -247,18 +248,20 @@ def test_damage_while_open_is_noticed_at_the_next_use(path: Path):
         journal.history()
 
 
-def reserve_many(path: str, start: int) -> None:
+def reserve_many(path: str, barrier: Barrier, shift: int) -> None:
     journal = SpendJournal(Path(path))
-    for index in range(10):
-        journal.reserve(f"{start + index}", ROUND)
+    barrier.wait()
+    for index in range(60):
+        journal.reserve(f"{index + shift}", ROUND)
 
 
-def test_processes_that_share_a_journal_lose_nothing(path: Path):
+def test_processes_that_share_a_journal_lose_nothing_and_pay_once(path: Path):
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=reserve_many, args=(str(path), start)) for start in (0, 5)]
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=reserve_many, args=(str(path), barrier, shift)) for shift in (0, 5)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert len(SpendJournal(path).history()) == 15
+    assert len(SpendJournal(path).history()) == 65

@@ -123,30 +123,31 @@ def test_seeded_streams_repeat_from_their_beginning():
     assert source.stream("noise").normal(4).tolist() == again.stream("noise").normal(4).tolist()
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        (),
-        ("a",),
-        ("a", "bc"),
-        ("ab", "c"),
-        ("abc",),
-        ("a\0", "bc"),
-        ("a", "\0bc"),
-        (1,),
-        ("1",),
-        (1, 2),
-        (12,),
-        (2, 1),
-    ],
+LABELS: tuple[tuple[str | int, ...], ...] = (
+    (),
+    ("a",),
+    ("a", "b"),
+    ("a", "bc"),
+    ("ab", "c"),
+    ("abc",),
+    ("a\0", "bc"),
+    ("a", "\0bc"),
+    ("a\0str:b",),
+    ("a\0str:1:b",),
+    (1,),
+    ("1",),
+    (1, 2),
+    (12,),
+    (2, 1),
 )
+
+
+@pytest.mark.parametrize("labels", LABELS)
 def test_labels_do_not_collide(labels: tuple[str | int, ...]):
-    every = [
-        (), ("a",), ("a", "bc"), ("ab", "c"), ("abc",), ("a\0", "bc"), ("a", "\0bc"),
-        (1,), ("1",), (1, 2), (12,), (2, 1),
-    ]  # fmt: skip
     own = SeededRandomness(5, *labels).stream("noise").uniform(1)[0]
-    others = [SeededRandomness(5, *other).stream("noise").uniform(1)[0] for other in every if other != labels]
+    others = [
+        SeededRandomness(5, *other).stream("noise").uniform(1)[0] for other in LABELS if other != labels
+    ]
     assert own not in others
     assert own != SeededRandomness(6, *labels).stream("noise").uniform(1)[0]
 
@@ -160,7 +161,8 @@ def test_seeded_streams_are_equal_in_another_process():
     code = (
         "from privacy.noise import SeededRandomness; import hashlib; "
         "s = SeededRandomness(3, 'site-1', 9); "
-        "print(hashlib.sha256(s.stream('noise').normal(1000).tobytes() + s.stream('x').generator().random(9).tobytes()).hexdigest())"
+        "deviates = s.stream('noise').normal(1000).tobytes() + s.stream('x').generator().random(9).tobytes(); "
+        "print(hashlib.sha256(deviates).hexdigest())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     source = SeededRandomness(3, "site-1", 9)

@@ -138,7 +138,9 @@ def _crash(times, node=3):
         if reply.metadata.src_node_id != node or not left[0]:
             return reply
         left[0] -= 1
-        crashed = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process ended"), reply_to=_asked(reply))
+        crashed = Message(
+            Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process ended"), reply_to=_asked(reply)
+        )
         crashed.metadata.__dict__["_src_node_id"] = node
         return crashed
 

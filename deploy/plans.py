@@ -107,6 +107,7 @@ def federation_plan(
         kl_warmup_rounds=training.kl_warmup_rounds,
         strategy=strategy_settings(experiment),
         quorum=federation.sites_needed(len(sites)),
+        patience=federation.patience,
         initial_seed=experiment.seed,
         timing=Timing(deadline_s=federation.deadline_s),
     )

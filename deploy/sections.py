@@ -64,6 +64,7 @@ class Federation(BaseModel):
         strategy: Rule of aggregation.
         sharing: Which parameters travel; the rest stays at its site.
         quorum: Sites needed for a round: a whole number of them, or a fraction of all in (0, 1].
+        patience: Rounds in a row that may miss the quorum before the run stops; each is reported as lost.
         deadline_s: Time a site has for a round [s].
         server_learning_rate: Step of the server along the mean update (FedAdam, FedYogi: their learning
             rate).
@@ -80,6 +81,7 @@ class Federation(BaseModel):
     strategy: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "median", "trimmed-mean", "krum"] = "fedavg"
     sharing: Literal["all", "decoder", "encoder", "norm-local"] = "all"
     quorum: Count | Annotated[float, Field(gt=0, le=1)] = 0.5
+    patience: Count = 10
     deadline_s: Positive = 600.0
     server_learning_rate: Positive | None = None
     proximal_mu: Positive | None = None

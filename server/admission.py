@@ -53,10 +53,11 @@ _FLOWER_FAILURES: Mapping[int, FailureCode] = {
 
 
 class RejectionCode(StrEnum):
-    """Why a reply was not admitted: the whole vocabulary."""
+    """Why a reply did not count: the whole vocabulary. `round-lost`: admitted, but the round was not applied."""
 
     NO_REPLY = "no-reply"
     LATE = "late"
+    ROUND_LOST = "round-lost"
     DUPLICATE = "duplicate"
     SITE_FAILED = "site-failed"
     MALFORMED = "malformed"

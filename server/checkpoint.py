@@ -159,9 +159,9 @@ def _written_aside(folder: Path, target: Path) -> Iterator[Path]:
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the three files, each synced."""
-    rest.save(folder / _WEIGHTS, checkpoint.weights, {"round": str(checkpoint.round)})
-    rest.save(folder / _OPTIMISER, checkpoint.optimiser, {"round": str(checkpoint.round)})
+    """Write the three files, each synced; their folder is synced once, by the one that made it."""
+    for name, weights in ((_WEIGHTS, checkpoint.weights), (_OPTIMISER, checkpoint.optimiser)):
+        rest.save(folder / name, weights, {"round": str(checkpoint.round)}, sync_folder=False)
     body = {
         "format": FORMAT,
         "round": checkpoint.round,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -17,9 +18,10 @@ from client.contract import LearningPlan, Plan, TrainRequest, Weights
 from server.admission import Admission
 from server.checkpoint import Checkpoint, latest, save
 from server.clock import Clock
+from server.errors import AggregationError, QuorumLostError
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
-from server.strategy import FederatedStrategy, StrategyState, make_strategy
+from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy
 from vae.spec import ModelSpec, Sharing
 
 
@@ -39,7 +41,8 @@ class FederationPlan:
         kl_warmup_rounds: Global rounds until the KL term has its full weight, 0 for none.
         strategy: How updates become a model.
         initial_seed: Public seed of the initial weights.
-        quorum: Fewest admitted updates for a round.
+        quorum: Fewest admitted updates for a round; a round with fewer is not applied.
+        patience: How many rounds in a row may be lost before the run stops, >= 1: one bad day is no reason to stop.
         timing: Deadlines.
     """
 
@@ -54,6 +57,7 @@ class FederationPlan:
     kl_warmup_rounds: int
     strategy: StrategySettings
     quorum: int
+    patience: int = 1
     initial_seed: int = 0
     timing: Timing = field(default_factory=Timing)
 
@@ -96,6 +100,11 @@ class Progress:
     state: StrategyState
 
     @property
+    def rounds_applied(self) -> int:
+        """Return how many rounds changed the model."""
+        return sum(ADMITTED in status.values() for status in self.state.participation)
+
+    @property
     def status(self) -> Mapping[str, str]:
         """Return site -> `admitted`, or why not, in this round."""
         return self.state.participation[-1] if self.state.participation else {}
@@ -130,7 +139,8 @@ def federate(
 
     Raises:
         EnrolmentError: a site did not answer.
-        QuorumLostError: too few admitted updates in a round; the rounds before it are saved.
+        QuorumLostError: too few admitted updates in `patience` rounds in a row; the rounds before are saved.
+        AggregationError: likewise, since the rule could not work with those that were admitted.
         CheckpointError: the folder holds another run's checkpoints.
     """
     before = latest(folder, config_hash=plan.config_hash)
@@ -153,12 +163,22 @@ def federate(
     sites = {node: site for site, node in nodes.items()}
     for round_ in range(progress.round + 1, plan.rounds + 1):
         messages = strategy.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
-        strategy.aggregate_train(round_, collector.collect(messages, sites))
+        try:
+            strategy.aggregate_train(round_, collector.collect(messages, sites))
+        except (QuorumLostError, AggregationError):
+            if _lost_in_a_row(strategy) >= plan.patience:
+                raise
         progress = Progress(round=round_, state=strategy.state())
         save(folder, _checkpoint(plan, progress))
         if observe is not None:
             observe(progress)
     return progress
+
+
+def _lost_in_a_row(strategy: FederatedStrategy) -> int:
+    """Return how many of the last rounds were not applied, up to the one that just ended."""
+    lost = takewhile(lambda status: ADMITTED not in status.values(), reversed(strategy.participation))
+    return sum(1 for _ in lost)
 
 
 def _resume(strategy: FederatedStrategy, before: Checkpoint | None) -> Progress:

@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import Strategy
 from client.contract import TrainRequest, Weights, encode_request, encode_weights
 from server.admission import Admission, Expectation, RejectedError, Rejection, RejectionCode
 from server.aggregate import Aggregator
-from server.errors import CheckpointError, QuorumLostError, StrategyError
+from server.errors import AggregationError, CheckpointError, QuorumLostError, StrategyError
 from server.optimise import ServerOptimiser
 from server.settings import StrategySettings
 from vae.weights import hash_weights
@@ -174,10 +174,16 @@ class FederatedStrategy(Strategy):
             self._reject(Rejection(round=server_round, site=site, code=RejectionCode.NO_REPLY), status)
         admitted = [site for site, state in status.items() if state == ADMITTED]
         if len(admitted) < self.quorum:
+            self._lose(server_round, admitted, status)
             raise QuorumLostError(
                 round=server_round, admitted=admitted, quorum=self.quorum, state=self.state()
             )
-        self.weights = self._optimiser.step(self.weights, self._aggregator.finish())
+        try:
+            change = self._aggregator.finish()
+        except AggregationError:
+            self._lose(server_round, admitted, status)
+            raise
+        self.weights = self._optimiser.step(self.weights, change)
         return encode_weights(self.weights), None
 
     def configure_evaluate(
@@ -267,6 +273,11 @@ class FederatedStrategy(Strategy):
         site = nodes.get(reply.metadata.src_node_id)
         code = RejectionCode.WRONG_SITE if site is None else RejectionCode.LATE
         self.rejections.append(Rejection(round=round_, site=site or "unknown", code=code))
+
+    def _lose(self, round_: int, admitted: Iterable[str], status: dict[str, str]) -> None:
+        """Write down that updates were admitted for nothing: their privacy is spent, the model has none of it."""
+        for site in admitted:
+            self._reject(Rejection(round=round_, site=site, code=RejectionCode.ROUND_LOST), status)
 
     def _reject(self, rejection: Rejection, status: dict[str, str]) -> None:
         """Write down why a site does not count in this round."""

@@ -113,13 +113,16 @@ def hash_weights(weights: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+def save(
+    path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str], *, sync_folder: bool = True
+) -> None:
     """Write a safetensors file, whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Args:
         path: Target, replaced if it exists; its folder must exist. The file is readable by its owner only.
         weights: Arrays to store.
         metadata: Public text, stored in the header.
+        sync_folder: Off where the caller syncs the folder itself, once for several files.
 
     Guarantees:
         Equal input gives equal bytes. A failure leaves the old file or the new one, and no temporary file
@@ -137,7 +140,8 @@ def save(path: Path, weights: Mapping[str, Array], metadata: Mapping[str, str]) 
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if sync_folder:
+        _sync_folder(path.parent)
 
 
 def load(path: Path, expected: Signature, *, require_finite: bool = True) -> tuple[Weights, dict[str, str]]:

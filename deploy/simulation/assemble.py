@@ -13,7 +13,7 @@ from deploy.config import Experiment
 from deploy.simulation import diary
 from deploy.simulation.judge import judge, latent_use, pictures
 from deploy.simulation.run import Setting, Trained
-from deploy.simulation.sites import POOLED, spent_by_round
+from deploy.simulation.sites import POOLED, refused_records, spent_by_round
 from privacy.accounting import CURVE_INTERVAL, Release, epsilons
 from privacy.plan import PrivacyPlan
 from server.federation import FederationPlan
@@ -26,6 +26,7 @@ from server.report.document import (
     PrivacyFacts,
     RejectedRow,
     Report,
+    ResultRow,
     RoundEpsilon,
     SiteCurve,
     SitePrivacy,
@@ -40,8 +41,13 @@ from vae.weights import hash_weights
 _LIBRARIES = ("flwr", "torch", "opacus", "dp-accounting", "monai", "numpy")
 
 
-def data_note(experiment: Experiment) -> str:
-    """Return where the data come from, and what may not be read into them."""
+def data_note(experiment: Experiment, refused: Mapping[str, Mapping[str, int]] | None = None) -> str:
+    """Return where the data come from, and what may not be read into them.
+
+    Args:
+        experiment: What was run.
+        refused: Site -> reason -> records of its own that could not be used.
+    """
     data = experiment.data
     if data.kind == "phantom":
         source = (
@@ -66,7 +72,11 @@ def data_note(experiment: Experiment) -> str:
         )
     if data.kind == "toy":
         return "A made-up table: its figures show that the parts work together, and nothing about medicine."
-    return "The hospitals' own tables." if data.kind == "table" else "The hospitals' own scans."
+    what = "tables" if data.kind == "table" else "scans"
+    lost = [f"{sum(reasons.values())} at {site}" for site, reasons in (refused or {}).items()]
+    return f"The hospitals' own {what}." + (
+        f" Records refused as unusable: {', '.join(lost)}." if lost else ""
+    )
 
 
 def anomaly_settings(experiment: Experiment) -> AnomalySettings:
@@ -104,10 +114,11 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         seed=experiment.seed,
         engine=setting.engine,
         rounds_planned=experiment.federation.rounds if ended else 0,
-        rounds_completed=ended.round if ended else 0,
+        rounds_completed=ended.rounds_applied if ended else 0,
         sites=experiment.site_names,
         model=_model_facts(experiment, trained),
         privacy=_privacy(setting, plan) if plan is not None and arm == FEDERATED_DP else None,
+        primary=primary_metric(judged.results),
         results=judged.results,
         differences=judged.differences,
         rejected=tuple(
@@ -119,7 +130,7 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         faults=json.loads(experiment.faults.model_dump_json(exclude_defaults=True)),
         timings=_timings(trained, entries, arm, wall_s),
         synthetic=experiment.data.kind in ("phantom", "toy"),
-        data_note=data_note(experiment),
+        data_note=data_note(experiment, refused_records(experiment, setting.cache)),
         weights_sha256=hash_weights(ended.state.weights) if ended and ended.round else None,
         curves=tuple(
             SiteCurve(site=entry.site, round=entry.round, reconstruction=entry.reconstruction, kl=entry.kl)
@@ -131,6 +142,16 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         environment=_environment(setting),
         config=experiment.resolved_yaml(),
     )
+
+
+def primary_metric(results: Sequence[ResultRow]) -> tuple[str, str] | None:
+    """Return the metric that the verdict is about, fixed before anything is trained: by kind of data, not by result.
+
+    Detection by Z-map, at 30 % where there are degrees (the middle of what Hassanaly et al. 2024 simulate).
+    """
+    present = {(row.task, row.metric) for row in results}
+    wanted = (("anomaly", metric) for metric in ("auroc_zmap_30", "auroc_zmap", "auroc_residual"))
+    return next((metric for metric in wanted if metric in present), None)
 
 
 def subject(trained: Trained) -> str | None:

@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from client.contract import Weights
@@ -172,28 +174,33 @@ def pictures(spec: ModelSpec, arm: Arm, sites: Mapping[str, SiteData], *, num: i
     latents = latent_use(spec, arm.weights[names[0]], sites, 0)
     busiest = np.argsort(latents.kl_per_latent)[::-1][:4]
     steps = np.linspace(-3, 3, 7)
-    zmaps = [one.zmap for one in found]
-    lesions = [one.lesion for one in found]
     return Panels(
-        original=np.concatenate([one.original for one in found]),
-        reconstruction=np.concatenate([one.reconstruction for one in found]),
-        residual=np.concatenate([one.residual for one in found]),
-        zmap=np.concatenate([z for z in zmaps if z is not None])
-        if all(z is not None for z in zmaps)
-        else None,
-        truth=np.concatenate([t for t in lesions if t is not None])
-        if all(t is not None for t in lesions)
-        else None,
+        original=_upright([one.original for one in found]),
+        reconstruction=_upright([one.reconstruction for one in found]),
+        residual=_upright([one.residual for one in found]),
+        zmap=_upright_or_none([one.zmap for one in found]),
+        truth=_upright_or_none([one.lesion for one in found]),
         labels=tuple(
             f"{name}, {f'change {degree:g} %' if degree else 'healthy'}"
             for name, one in zip(names, found, strict=True)
             for degree in one.degree
         ),
-        traversals=np.stack([_traversal(model, int(unit), steps, covariates) for unit in busiest]),
+        traversals=_upright([[_traversal(model, int(unit), steps, covariates) for unit in busiest]]),
         traversal_labels=tuple(f"latent {unit + 1}" for unit in busiest),
         traversal_values=tuple(float(step) for step in steps),
-        samples=_samples(model, covariates),
+        samples=_upright([_samples(model, covariates)]),
     )
+
+
+def _upright(parts: Sequence[npt.ArrayLike]) -> npt.NDArray[Any]:
+    """Return images [..., X, Y] of cohorts, joined, as a page draws them: the front of the head on top."""
+    return np.ascontiguousarray(np.rot90(np.concatenate([np.asarray(part) for part in parts]), axes=(-2, -1)))
+
+
+def _upright_or_none(parts: Sequence[npt.ArrayLike | None]) -> npt.NDArray[Any] | None:
+    """Return `_upright` of the images; None unless every part has some."""
+    known = [part for part in parts if part is not None]
+    return _upright(known) if len(known) == len(parts) else None
 
 
 def _reconstructors(arm: Arm, spec: ModelSpec) -> dict[str, Reconstruct]:

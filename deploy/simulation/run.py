@@ -26,7 +26,7 @@ from deploy.simulation.faults import FaultyGrid, fault_plan
 from deploy.simulation.isolated import train_isolated
 from deploy.simulation.judge import MAX_ALONE_ARMS, OWN, Arm, LatentLog, latent_use
 from deploy.simulation.progress import Progress, RoundView
-from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare
+from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare, refused_records
 from privacy.claim import Claim
 from server.checkpoint import latest
 from server.clock import Clock, VirtualClock, WallClock
@@ -146,6 +146,11 @@ def train(setting: Setting) -> Trained:
         noise_multiplier(experiment)
     setting.progress.note(f"data: {experiment.data.kind}, {len(experiment.site_names)} sites")
     sites = prepare(experiment, setting.cache, workers=setting.workers, progress=_say_ready(setting))
+    for site, reasons in refused_records(experiment, setting.cache).items():
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        setting.progress.note(
+            f"data: {site}: refused records: {counts}; python -m deploy data check says more"
+        )
     first = next(iter(sites.values())).train
     spec = experiment.model_spec(first.record_shape, len(first.covariate_names))
     names = (*experiment.site_names, POOLED) if "centralised" in experiment.arms else experiment.site_names

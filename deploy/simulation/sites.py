@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,11 +28,12 @@ from client.contract import Plan, TrainRequest
 from deploy.config import Experiment
 from deploy.errors import EngineError
 from deploy.simulation.workers import interrupts_kept
-from deploy.sources import DicomData, NiftiData, TableData
+from deploy.sources import DicomData, NiftiData, OwnData, TableData
 from privacy.accounting import Release, merge_releases
 from privacy.noise import Randomness, SeededRandomness
 from privacy.unsafe import UnsafeWarning
 from vae.data.cohort import Cohort, SiteData, concatenate
+from vae.data.intake import QUARANTINE_NAME
 from vae.errors import DataError
 
 if TYPE_CHECKING:
@@ -130,6 +132,24 @@ def prepare(
     opened = {site: open_site(experiment, site, cache) for site in names}
     _require_alike(opened)
     return opened
+
+
+def refused_records(experiment: Experiment, cache: Path) -> dict[str, dict[str, int]]:
+    """Return site -> reason -> how many of its records were refused when it was opened last, if any.
+
+    Args:
+        experiment: Whose sites.
+        cache: Prepared data.
+    """
+    if not isinstance(experiment.data, OwnData):
+        return {}
+    refused: dict[str, dict[str, int]] = {}
+    for site in experiment.site_names:
+        path = cache / site / QUARANTINE_NAME
+        reasons = [line.split("\t")[0] for line in path.read_text().splitlines()] if path.exists() else []
+        if reasons:
+            refused[site] = dict(sorted(Counter(reasons).items()))
+    return refused
 
 
 def _require_alike(sites: Mapping[str, SiteData]) -> None:

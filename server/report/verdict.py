@@ -123,6 +123,11 @@ def _against_the_mean(report: Report) -> tuple[Finding, ...]:
         return (
             Finding(tone="caution", text="Nothing was evaluated, so nothing is known about the model's use."),
         )
+    if report.subject not in report.arms:
+        return (Finding(tone="caution", text="No federated model was judged, so nothing is known of one."),)
+    if MEAN not in report.arms:
+        text = "This run left out predicting the mean, so nothing shows that the model beats it."
+        return (Finding(tone="caution", text=text), *_chance(report))
     baseline = "predicting the mean image" if report.model.is_image else "predicting the mean"
     who = subject_in_words(report)
     who = who[0].upper() + who[1:]

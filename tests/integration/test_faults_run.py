@@ -114,3 +114,35 @@ def test_without_quorum_the_run_stops_and_keeps_what_it_had(tmp_path):
         raise trained.stopped
     assert trained.federated["federated"].round == 1
     assert [path.name for path in (tmp_path / "checkpoints" / "federated").iterdir()] == ["round-000001"]
+
+
+def test_a_lost_round_is_reported_and_the_run_goes_on(tmp_path):
+    shape = {
+        "federation": {"rounds": 4, "quorum": 3, "patience": 2},
+        "faults": {"site-2": {"drop": True, "rounds": [2]}},
+    }
+    ended = _federated(tmp_path / "lossy", **shape)
+    assert ended.round == 4
+    assert ended.rounds_applied == 3
+    assert ended.state.participation[1] == {
+        "site-1": "round-lost",
+        "site-2": "no-reply",
+        "site-3": "round-lost",
+    }
+    assert {(row.round, row.reason) for row in ended.state.rejections} == {(2, "round-lost"), (2, "no-reply")}
+
+
+def test_patience_ends_with_rounds_lost_in_a_row_also_across_a_restart(tmp_path):
+    shape = {
+        "federation": {"rounds": 6, "quorum": 3, "patience": 3},
+        "faults": {"site-2": {"drop": True, "rounds": [2, 3, 4, 5]}},
+    }
+    for _ in range(2):
+        with pytest.raises(QuorumLostError, match="round 4"):
+            _stopped(tmp_path, **shape)
+
+
+def _stopped(tmp_path, **sections):
+    stopped = run(experiment(**{"arms": ["federated"], **sections}), tmp_path).stopped
+    if stopped is not None:
+        raise stopped

@@ -14,7 +14,9 @@ def test_updates_larger_than_a_pipe_pass_through_two_workers(tmp_path):
     }
     finals = [
         hash_weights(
-            run(experiment(**shape), tmp_path / str(workers), workers=workers).federated["federated"].state.weights
+            run(experiment(**shape), tmp_path / str(workers), workers=workers)
+            .federated["federated"]
+            .state.weights
         )
         for workers in (1, 2)
     ]

@@ -12,7 +12,7 @@ BASE = {
     "seed": 3,
     "data": {"kind": "toy", "sites": 3, "patients_per_site": 12, "records": [1, 3], "features": 5, "seed": 2},
     "model": {"latent_size": 2, "channels": [6], "initial_scale": 0.5},
-    "federation": {"rounds": 2},
+    "federation": {"rounds": 2, "patience": 1},
     "training": {"local_steps": 2, "batch_patients": 4, "learning_rate": 0.01},
     "privacy": {
         "noise_multiplier": 1.0,

@@ -214,7 +214,8 @@ class TestFailingRounds:
                 2, _replies(strategy, 2, {site: deltas[site] for site in sites if site != "site-3"})
             )
         assert (_bytes(strategy.weights), _bytes(strategy.state().optimiser)) == (before, optimiser)
-        assert _reasons(strategy) == ["2 site-3 no-reply"]
+        lost = [f"2 {site} round-lost" for site in sites if site != "site-3"]
+        assert _reasons(strategy) == ["2 site-3 no-reply", *lost], "their privacy is spent for nothing"
         strategy.aggregate_train(3, _replies(strategy, 3, deltas))  # and the run can go on
         assert _bytes(strategy.weights) != before
 
@@ -226,7 +227,10 @@ class TestFailingRounds:
         ):
             strategy.aggregate_train(1, _replies(strategy, 1, {site: _filled(1) for site in site_names(4)}))
         assert _bytes(strategy.weights) == before
-        assert _reasons(strategy) == ["1 site-5 no-reply"]
+        assert _reasons(strategy) == [
+            "1 site-5 no-reply",
+            *(f"1 {site} round-lost" for site in site_names(4)),
+        ]
 
     def test_an_interrupted_generator_changes_nothing(self, tmp_path: Path) -> None:
         strategy = small_strategy(FEDAVG, tmp_path, sites=site_names(3))

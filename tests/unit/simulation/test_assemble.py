@@ -138,11 +138,12 @@ def test_a_run_without_quorum_is_reported_up_to_its_last_round(tmp_path):
     assert [(row.site, row.status) for row in report.participation if row.round == 3] == [
         ("site-1", "silent"),
         ("site-2", "rejected"),
-        ("site-3", "admitted"),
+        ("site-3", "rejected"),
     ]
     assert {(row.site, row.reason) for row in report.rejected} == {
         ("site-1", "no-reply"),
         ("site-2", "not-finite"),
+        ("site-3", "round-lost"),
     }
     assert "stopped after 2 of 4 planned rounds" in summary_text(report)
     assert report.weights_sha256 == hash_weights(trained.arms[-1].weights["site-3"])
@@ -238,3 +239,18 @@ def test_what_privacy_does_not_cover_fits_the_run():
 def test_without_pet_an_anomaly_may_be_bright_or_dark(channels, direction):
     assert anomaly_settings(_with_data(kind="phantom", channels=channels)).direction == direction
     assert anomaly_settings(_with_data(kind="toy")).direction == "auto"
+
+
+def test_the_primary_metric_depends_on_what_there_is_never_on_its_value():
+    from deploy.simulation.assemble import primary_metric
+    from server.report.document import ResultRow
+
+    def rows(*metrics):
+        return [ResultRow(arm="a", task="anomaly", metric=metric, value=0.1) for metric in metrics]
+
+    assert primary_metric(rows("auroc_residual", "auroc_zmap", "auroc_zmap_30")) == (
+        "anomaly",
+        "auroc_zmap_30",
+    )
+    assert primary_metric(rows("auroc_residual", "auroc_zmap")) == ("anomaly", "auroc_zmap")
+    assert primary_metric(rows("dice_30")) is None

@@ -184,3 +184,13 @@ def test_differences_are_those_of_the_task():
     assert [(row.metric, row.value, row.ci95) for row in rows] == [
         (row.metric, row.value, row.ci95) for row in expected
     ]
+
+
+def test_pictures_are_drawn_with_the_front_of_the_head_at_the_top():
+    from deploy.simulation.judge import _upright
+
+    plane = np.zeros((3, 4), np.float32)  # [X, Y]: right, then anterior
+    plane[2, 3] = 1.0  # right and anterior
+    drawn = _upright([plane[None]])[0]
+    assert drawn.shape == (4, 3)
+    assert drawn[0, 2] == 1.0

@@ -1,0 +1,131 @@
+"""A step of private training against a plain one: same model, same patients, one thread, CPU time, taking turns.
+
+Both are whole steps as a site takes them (draw patients, gather records, gradient, optimiser; private: clip each
+patient, add noise, round to the grid). All patients are drawn in each step, so that both see equally many records.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from privacy.noise import SeededRandomness
+from privacy.plan import GradEngine, PrivacyPlan
+from privacy.training import NoisedOptimiser, train_private, train_unsafe
+from privacy.unsafe import NoPrivacy, UnsafeWarning
+from tests.benchmarks.figures import Figure, figure, interleaved, ratios
+from vae.data.cohort import Cohort
+from vae.models import build
+from vae.spec import ModelSpec
+
+ENGINES: tuple[GradEngine, ...] = ("vmap", "opacus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model and batch.
+
+    Attributes:
+        name: For the table.
+        spec: The model.
+        patients: Patients of a step, one record each.
+        steps: Steps timed at once.
+        repeats: Turns.
+    """
+
+    name: str
+    spec: ModelSpec
+    patients: int
+    steps: int
+    repeats: int
+
+
+def _spec(shape: tuple[int, ...], channels: tuple[int, ...]) -> ModelSpec:
+    return ModelSpec(family="vae", input_shape=shape, latent_size=8, channels=channels)
+
+
+CASES = (
+    Case(name="table 62-64-32-Z8, B 64", spec=_spec((62,), (64, 32)), patients=64, steps=20, repeats=15),
+    Case(name="image 48^2, B 32", spec=_spec((1, 48, 48), (16, 32, 64)), patients=32, steps=1, repeats=9),
+    Case(name="volume 32^3, B 8", spec=_spec((1, 32, 32, 32), (16, 32, 64)), patients=8, steps=1, repeats=5),
+)
+QUICK = (
+    Case(name=CASES[0].name, spec=CASES[0].spec, patients=64, steps=5, repeats=5),
+    Case(name=CASES[1].name, spec=CASES[1].spec, patients=32, steps=1, repeats=3),
+)
+
+
+def measure(*, quick: bool) -> list[Figure]:
+    """Return the ratios, and what a plain step takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnsafeWarning)
+            return [made for case in (QUICK if quick else CASES) for made in measure_case(case)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure_case(case: Case) -> list[Figure]:
+    """Return the figures of one model."""
+    parts: dict[str, Callable[[], object]] = {"plain": _plain(case)}
+    parts |= {engine: _private(case, engine) for engine in ENGINES}
+    seconds = interleaved(parts, repeats=case.repeats)
+    a_step = [1e3 * each / case.steps for each in seconds["plain"]]
+    return [
+        figure(f"private_step/{case.name}/plain step", a_step, "ms CPU"),
+        *(
+            figure(
+                f"private_step/{case.name}/{engine}",
+                ratios(seconds[engine], seconds["plain"]),
+                "x plain step",
+            )
+            for engine in ENGINES
+        ),
+    ]
+
+
+def _cohort(case: Case) -> Cohort:
+    """Return made-up patients with one record each."""
+    values = np.random.default_rng(0).random((case.patients, *case.spec.input_shape), dtype=np.float32)
+    return Cohort.from_records(
+        name="bench", patients=[f"{i:04d}" for i in range(case.patients)], values=values
+    )
+
+
+def _plain(case: Case) -> Callable[[], object]:
+    """Return what takes the plain steps."""
+    model, cohort = build(case.spec, seed=0), _cohort(case)
+    plan = NoPrivacy(steps=case.steps, batch_patients=case.patients)
+    return lambda: train_unsafe(model, cohort, plan=plan, **_common(case))
+
+
+def _private(case: Case, engine: GradEngine) -> Callable[[], object]:
+    """Return what takes the private steps."""
+    model, cohort = build(case.spec, seed=0), _cohort(case)
+    plan = PrivacyPlan(
+        sampling_probability=1.0,
+        steps=case.steps,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        divisor=float(case.patients),
+        delta=1e-5,
+        randomness="seeded",
+        grad_engine=engine,
+    )
+    return lambda: train_private(model, cohort, plan=plan, **_common(case))
+
+
+def _common(case: Case) -> dict[str, object]:
+    """Return what the private and the plain loop are given alike."""
+    return {
+        "optimiser": NoisedOptimiser(kind="adam", learning_rate=1e-3),
+        "randomness": SeededRandomness(0, "bench", case.name, 1),
+        "kl_weight": 1.0,
+        "latent_size": case.spec.latent_size,
+    }

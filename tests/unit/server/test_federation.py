@@ -1,0 +1,239 @@
+"""A federation from its first round to its last: saved after each, resumed where it stopped, whatever went wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from client.contract import LearningPlan, decode_request
+from server.checkpoint import latest
+from server.clock import VirtualClock
+from server.errors import CheckpointError, EnrolmentError, QuorumLostError, StrategyError
+from server.federation import FederationPlan, Progress, federate, initial_weights
+from server.rounds import Timing
+from server.settings import StrategySettings
+from tests.support.grids import ScriptedGrid, describe
+from tests.support.replies import PLAN, honest_reply
+from vae.spec import ModelSpec
+from vae.weights import hash_weights
+
+SITES = {2: "north", 3: "south", 4: "west"}
+MODEL = ModelSpec(family="vae", input_shape=(4,), latent_size=2, channels=(3,))
+FEDERATION = FederationPlan(
+    run_id="run-1",
+    config_hash="c" * 64,
+    site_weights=dict.fromkeys(SITES.values(), 1.0),
+    plans=dict.fromkeys(SITES.values(), PLAN),
+    model=MODEL,
+    sharing="all",
+    rounds=4,
+    learning=LearningPlan(),
+    kl_warmup_rounds=2,
+    strategy=StrategySettings(name="fedavg"),
+    quorum=2,
+    timing=Timing(deadline_s=60.0, enrol_s=100.0),
+)
+
+
+class _Hospital:
+    """Answers as a site would; its update is a constant times the round."""
+
+    def __init__(self, site, asked, gone=()):
+        self.site, self.asked, self.gone = site, asked, gone
+
+    def __call__(self, message):
+        if message.metadata.message_type != "train":
+            return describe(self.site)(message)
+        request, weights = decode_request(message.content)
+        self.asked.append((self.site, request))
+        if request.round in self.gone:
+            return None
+        delta = {name: np.full_like(value, 0.01 * request.round) for name, value in weights.items()}
+        return honest_reply(message, self.site, request.round, weights, delta)
+
+
+@pytest.fixture
+def world():
+    """Return what makes a grid of three hospitals, and what they were asked."""
+    asked = []
+
+    def make(gone=None, answers=None):
+        nodes = {node: _Hospital(site, asked, (gone or {}).get(site, ())) for node, site in SITES.items()}
+        return ScriptedGrid(clock=VirtualClock(), answers={**nodes, **(answers or {})})
+
+    return make, asked
+
+
+def _run(grid, folder, plan=FEDERATION, observe=None):
+    return federate(grid, plan, folder, grid.clock, observe=observe)
+
+
+def test_all_rounds_are_run_saved_and_shown(world, tmp_path):
+    make, asked = world
+    seen = []
+    ended = _run(make(), tmp_path, observe=seen.append)
+    assert [progress.round for progress in seen] == [1, 2, 3, 4]
+    assert ended.round == 4
+    assert ended.status == dict.fromkeys(SITES.values(), "admitted")
+    assert [(site, request.round) for site, request in asked] == [
+        (site, round_) for round_ in (1, 2, 3, 4) for site in ("north", "south", "west")
+    ]
+    assert latest(tmp_path).round == 4
+    assert hash_weights(latest(tmp_path).weights) == hash_weights(ended.state.weights)
+
+
+def test_the_model_is_the_initial_one_plus_the_mean_updates(world, tmp_path):
+    make, _ = world
+    ended = _run(make(), tmp_path)
+    initial = initial_weights(MODEL, "all", 0)
+    for name, value in ended.state.weights.items():
+        np.testing.assert_allclose(value, initial[name] + 0.01 * (1 + 2 + 3 + 4), rtol=1e-5, atol=1e-6)
+
+
+def test_each_round_is_asked_for_with_the_weights_before_it(world, tmp_path):
+    make, asked = world
+    states = []
+    _run(make(), tmp_path, observe=lambda progress: states.append(hash_weights(progress.state.weights)))
+    bases = {request.round: request.base_hash for _, request in asked}
+    assert bases[1] == hash_weights(initial_weights(MODEL, "all", 0))
+    assert [bases[round_] for round_ in (2, 3, 4)] == states[:3]
+
+
+def test_the_weight_of_the_kl_term_grows_by_global_rounds(world, tmp_path):
+    make, asked = world
+    _run(make(), tmp_path)
+    by_round = {request.round: request.learning.kl_weight for _, request in asked}
+    assert by_round[1] < by_round[3] == by_round[4] == 1.0
+    assert FEDERATION.request("north", 4, "x").learning.kl_weight == 1.0
+    assert (
+        dataclasses.replace(FEDERATION, kl_warmup_rounds=0).request("north", 1, "x").learning.kl_weight == 1.0
+    )
+
+
+class _InterruptedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_stopped_after_a_round_it_goes_on_with_the_next(stop, world, tmp_path):
+    make, asked = world
+    whole = _run(make(), tmp_path / "whole")
+    asked.clear()
+
+    def interrupt(progress):
+        if progress.round == stop:
+            raise _InterruptedError
+
+    with pytest.raises(_InterruptedError):
+        _run(make(), tmp_path / "parts", observe=interrupt)
+    ended = _run(make(), tmp_path / "parts")
+    assert hash_weights(ended.state.weights) == hash_weights(whole.state.weights)
+    assert ended.state.claims == whole.state.claims
+    assert ended.state.participation == whole.state.participation
+    assert [request.round for site, request in asked if site == "north"] == [1, 2, 3, 4]
+
+
+def test_a_finished_federation_asks_nobody(world, tmp_path):
+    make, asked = world
+    ended = _run(make(), tmp_path)
+    asked.clear()
+    nobody = ScriptedGrid(clock=VirtualClock(), answers={})
+    again = _run(nobody, tmp_path)
+    assert (again.round, hash_weights(again.state.weights)) == (4, hash_weights(ended.state.weights))
+    assert again.state.participation == ended.state.participation
+    assert asked == nobody.sent == []
+
+
+def test_another_configuration_is_refused_before_anybody_is_asked(world, tmp_path):
+    make, asked = world
+    _run(make(), tmp_path)
+    asked.clear()
+    grid = make()
+    with pytest.raises(
+        CheckpointError, match=r"made with configuration cccccccccccc, this one is dddddddddddd"
+    ):
+        _run(grid, tmp_path, dataclasses.replace(FEDERATION, config_hash="d" * 64))
+    assert grid.sent == []
+
+
+def test_a_lost_quorum_keeps_the_rounds_before_and_says_what_became_of_this_one(world, tmp_path):
+    make, _ = world
+    gone = {"north": (3,), "west": (3,)}
+    with pytest.raises(QuorumLostError, match=r"round 3: 1 updates admitted \(south\), quorum is 2") as lost:
+        _run(make(gone), tmp_path)
+    assert latest(tmp_path).round == 2
+    state = lost.value.state
+    assert hash_weights(state.weights) == hash_weights(latest(tmp_path).weights)
+    assert len(state.participation) == 3
+    assert state.participation[2] == {"north": "no-reply", "south": "round-lost", "west": "no-reply"}
+    assert [(row.round, row.site) for row in state.rejections] == [(3, "north"), (3, "west"), (3, "south")]
+
+
+def test_after_a_lost_quorum_it_goes_on_when_the_sites_are_back(world, tmp_path):
+    make, _ = world
+    with pytest.raises(QuorumLostError):
+        _run(make({"north": (3,), "west": (3,)}), tmp_path / "a")
+    assert hash_weights(_run(make(), tmp_path / "a").state.weights) == hash_weights(
+        _run(make(), tmp_path / "b").state.weights
+    )
+
+
+def test_a_missing_site_is_named_before_the_first_round(world, tmp_path):
+    make, asked = world
+    grid = make(answers={4: lambda message: None})
+    with pytest.raises(EnrolmentError, match="no answer from west within 100 s"):
+        _run(grid, tmp_path)
+    assert asked == []
+    assert latest(tmp_path) is None
+
+
+def test_a_late_site_is_named_and_its_old_update_is_not_used(world, tmp_path):
+    make, _ = world
+    grid = make()
+    slow = {"rounds": 0}
+
+    class _Slow(ScriptedGrid):
+        def push_messages(self, messages):
+            ids = []
+            for message in messages:
+                train = message.metadata.message_type == "train"
+                first = train and message.metadata.dst_node_id == 4 and not slow["rounds"]
+                slow["rounds"] += first
+                self.delays = {4: 61.0} if first else {}
+                ids += super().push_messages([message])
+            return ids
+
+    late = _Slow(clock=grid.clock, answers=grid.answers)
+
+    def wait(progress):
+        late.clock.sleep(5.0)
+
+    ended = _run(late, tmp_path, observe=wait)
+    assert ended.state.participation[0]["west"] == "no-reply"
+    assert ended.state.participation[1] == dict.fromkeys(SITES.values(), "admitted")
+    assert [(row.round, row.site, row.reason) for row in ended.state.rejections] == [
+        (1, "west", "no-reply"),
+        (2, "west", "late"),
+    ]
+
+
+def test_settings_that_contradict_each_other_are_refused_before_training(world, tmp_path):
+    make, asked = world
+    with pytest.raises(StrategyError, match="quorum is 4"):
+        _run(make(), tmp_path, dataclasses.replace(FEDERATION, quorum=4))
+    assert asked == []
+
+
+def test_initial_weights_are_public_and_those_that_are_shared():
+    whole, decoder = initial_weights(MODEL, "all", 7), initial_weights(MODEL, "decoder", 7)
+    assert hash_weights(whole) == hash_weights(initial_weights(MODEL, "all", 7))
+    assert hash_weights(whole) != hash_weights(initial_weights(MODEL, "all", 8))
+    assert set(decoder) < set(whole)
+    assert all((decoder[name] == whole[name]).all() for name in decoder)
+
+
+def test_progress_without_a_round_has_no_status():
+    from server.strategy import StrategyState
+
+    state = StrategyState(weights={}, optimiser={}, rejections=(), claims={}, participation=())
+    assert Progress(round=0, state=state).status == {}

@@ -272,6 +272,20 @@ def decode_reply(content: RecordDict) -> Update | Failure | Description:
     raise ContractError("reply: kind is not one of update, failure, description")
 
 
+def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Return the records of arrays in a content.
+
+    Not `RecordDict.array_records`: of flwr 1.41 it ties the content into a reference cycle, so that every update
+    would stay in memory until the garbage collector comes by (tests/unit/client/test_contract_bytes.py).
+    """
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def configs_of(content: RecordDict) -> dict[str, ConfigRecord]:
+    """Return the records of settings in a content; see `arrays_of`."""
+    return {name: record for name, record in content.items() if isinstance(record, ConfigRecord)}
+
+
 def model_from_dict(fields: Any) -> ModelSpec:  # noqa: ANN401 - whatever JSON held
     """Return the model specification that `ModelSpec.to_json` wrote.
 
@@ -304,7 +318,7 @@ def decode_weights(content: RecordDict) -> Weights:
     Raises:
         ContractError: there is not exactly one record of arrays, or an array is not float32 or cannot be read.
     """
-    records = content.array_records
+    records = arrays_of(content)
     if set(records) != {_WEIGHTS}:
         raise ContractError("weights: exactly one record of arrays is needed")
     weights: Weights = {}
@@ -339,7 +353,7 @@ def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
 
 def _json(content: RecordDict, record: str) -> dict[str, Any]:
     """Return the JSON object of a config record."""
-    config = content.config_records.get(record)
+    config = configs_of(content).get(record)
     text = config.get("json") if config is not None else None
     try:
         body = json.loads(text) if isinstance(text, str) else None

@@ -34,6 +34,8 @@ from client.contract import (
     TrainRequest,
     Update,
     Weights,
+    arrays_of,
+    configs_of,
     decode_reply,
 )
 from server.errors import ServerError, StrategyError
@@ -223,9 +225,9 @@ def _content(reply: Message, expected: Expectation) -> RecordDict:
         raise RejectedError(expected.site, RejectionCode.MALFORMED)
     content = reply.content
     # A site sends no figures, whatever they are.
-    if content.metric_records or len(content.config_records) != 1:
+    if len(content) != len(arrays_of(content)) + 1 or len(configs_of(content)) != 1:
         raise RejectedError(expected.site, RejectionCode.MALFORMED)
-    texts = [value for record in content.config_records.values() for value in record.values()]
+    texts = [value for record in configs_of(content).values() for value in record.values()]
     if any(isinstance(value, str | bytes) and len(value) > _TEXT_BYTES for value in texts):
         raise RejectedError(expected.site, RejectionCode.MALFORMED)
     return content
@@ -233,7 +235,7 @@ def _content(reply: Message, expected: Expectation) -> RecordDict:
 
 def _decode(content: RecordDict, expected: Expectation) -> Update:
     """Return the update in a content."""
-    if content.array_records:  # a failure has none
+    if arrays_of(content):  # a failure has none
         _check_tensors(content, expected)
     try:
         answer = decode_reply(content)
@@ -248,9 +250,9 @@ def _decode(content: RecordDict, expected: Expectation) -> Update:
 
 def _check_tensors(content: RecordDict, expected: Expectation) -> None:
     """Check names and headers of all tensors before one is decoded: a header may claim terabytes."""
-    if len(content.array_records) != 1:
+    if len(arrays_of(content)) != 1:
         raise RejectedError(expected.site, RejectionCode.MALFORMED)
-    (record,) = content.array_records.values()
+    (record,) = arrays_of(content).values()
     if expected.shapes.keys() - record.keys():
         raise RejectedError(expected.site, RejectionCode.MISSING_TENSOR)
     if record.keys() - expected.shapes.keys():

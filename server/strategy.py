@@ -24,7 +24,7 @@ from flwr.app.metadata import Metadata
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from client.contract import TrainRequest, Weights, encode_request, encode_weights
+from client.contract import TrainRequest, Weights, arrays_of, encode_request, encode_weights
 from server.admission import Admission, Expectation, RejectedError, Rejection, RejectionCode
 from server.aggregate import Aggregator
 from server.errors import AggregationError, CheckpointError, QuorumLostError, StrategyError
@@ -365,7 +365,7 @@ def _problems(
 def _content(request: TrainRequest, encoded: ArrayRecord) -> RecordDict:
     """Return a content of one site's own: records are mutable, only the bytes of the weights are shared."""
     content = encode_request(request, {})
-    (key,) = content.array_records
+    (key,) = arrays_of(content)
     own = {name: Array(array.dtype, array.shape, array.stype, array.data) for name, array in encoded.items()}
     content[key] = ArrayRecord(own)
     return content

@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from client.contract import encode_weights
+from client.contract import arrays_of, configs_of, encode_weights
 from deploy.config import Experiment
 from server.clock import Clock
 
@@ -191,7 +191,7 @@ class FaultyGrid(Grid):
         site = self._sites.get(message.metadata.dst_node_id)
         if site is None or message.metadata.message_type != MessageType.TRAIN:
             return SiteFault()
-        request = json.loads(str(message.content.config_records["request"]["json"]))
+        request = json.loads(str(configs_of(message.content)["request"]["json"]))
         return self._plan.at(site, int(request["round"]))
 
 
@@ -199,15 +199,15 @@ def content_bytes(message: Message) -> int:
     """Return the size of a message's arrays [bytes]."""
     if not message.has_content():
         return 0
-    records = message.content.array_records.values()
+    records = arrays_of(message.content).values()
     return sum(len(array.data) for record in records for array in record.values())
 
 
 def falsify(reply: Message, how: Falsification) -> None:
     """Change an update as a broken or hostile site might."""
-    if "weights" not in reply.content.array_records:
+    if "weights" not in arrays_of(reply.content):
         return
-    arrays = {name: array.numpy().copy() for name, array in reply.content.array_records["weights"].items()}
+    arrays = {name: array.numpy().copy() for name, array in arrays_of(reply.content)["weights"].items()}
     first = next(iter(arrays))
     poison = {"nan": np.nan, "inf": np.inf, "huge": 1e30}
     if how in poison:
@@ -225,5 +225,5 @@ def falsify(reply: Message, how: Falsification) -> None:
 
 def _edit(reply: Message, **fields: Any) -> None:  # noqa: ANN401 - JSON
     """Change fields of the reply's JSON."""
-    body = json.loads(str(reply.content.config_records["reply"]["json"]))
+    body = json.loads(str(configs_of(reply.content)["reply"]["json"]))
     reply.content["reply"] = ConfigRecord({"json": json.dumps({**body, **fields})})

@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -131,6 +132,7 @@ class _Worker:
 @contextlib.contextmanager
 def interrupts_kept() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, from their first moment on: this one ends them."""
+    resource_tracker.ensure_running()  # started with the first process otherwise, and that unblocks the signal
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT}
     )  # a new process inherits what is blocked

@@ -17,7 +17,7 @@ from typing import Literal
 from server.report.slices import Panels
 
 PrivacyClaim = Literal["dp", "seeded", "none"]
-Status = Literal["admitted", "failed", "rejected", "late", "silent"]
+Status = Literal["admitted", "failed", "rejected", "late", "silent", "unused"]
 Better = Literal["higher", "lower", "neither"]
 Interval = tuple[float, float]
 
@@ -31,7 +31,7 @@ ALONE = "alone:"
 OWN_PATIENTS = "own patients"
 """`alone(OWN_PATIENTS)` is the arm in which every site's own model is judged on that site's own patients."""
 
-STATUSES: tuple[Status, ...] = ("admitted", "failed", "rejected", "late", "silent")
+STATUSES: tuple[Status, ...] = ("admitted", "failed", "rejected", "late", "silent", "unused")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,11 +39,16 @@ def status_of(reason: str) -> tuple[Status, str]:
     """Return how a contribution that did not count is shown: its status, and a detail.
 
     Args:
-        reason: As `server.admission.Rejection.reason` gives it: `no-reply`, `late`, `site-failed:CODE`, or
-            why the update was refused.
+        reason: As `server.admission.Rejection.reason` gives it: `no-reply`, `late`, `site-failed:CODE`,
+            `round-lost` (admitted, but too few others were), or why the update was refused.
     """
     code, _, detail = reason.partition(":")
-    others: dict[str, Status] = {"no-reply": "silent", "late": "late", "site-failed": "failed"}
+    others: dict[str, Status] = {
+        "no-reply": "silent",
+        "late": "late",
+        "site-failed": "failed",
+        "round-lost": "unused",
+    }
     return (others[code], detail) if code in others else ("rejected", reason)
 
 

@@ -28,13 +28,21 @@ from server.report.verdict import verdict
 from server.report.words import decimals, interval, number, shown, small, up
 
 ROUNDS_PER_BLOCK = 50
-MARKS: dict[Status, str] = {"admitted": "·", "failed": "F", "rejected": "R", "late": "L", "silent": "–"}
+MARKS: dict[Status, str] = {
+    "admitted": "·",
+    "failed": "F",
+    "rejected": "R",
+    "late": "L",
+    "silent": "–",
+    "unused": "Q",
+}
 MEANINGS: dict[Status, str] = {
     "admitted": "in the model",
     "failed": "the site failed (code only, no text)",
     "rejected": "refused before aggregation",
     "late": "after the deadline",
     "silent": "no answer",
+    "unused": "admitted, but the round had no quorum",
 }
 
 
@@ -165,6 +173,7 @@ def fates(report: Report) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
         "rejected": "refused",
         "late": "late",
         "silent": "no answer",
+        "unused": "round without quorum",
     }
     lost = Counter(
         (row.site, f"{words[row.status]}: {_detail(row)}" if _detail(row) else words[row.status])

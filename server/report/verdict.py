@@ -255,6 +255,7 @@ def _lost(report: Report) -> tuple[Finding, ...]:
             "rejected": "rejected",
             "late": "late",
             "silent": "without an answer",
+            "unused": "in a round without quorum",
         }
         parts = ", ".join(f"{cells[status]} {word}" for status, word in words.items() if cells[status])
         text = f"{lost} of {count(sum(cells.values()), 'contribution')} were lost ({parts})."

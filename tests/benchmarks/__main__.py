@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from tests.benchmarks.figures import Figure, document, load_average, machine
+
 NAMES = ("private_step", "aggregation", "engines", "memory", "many_sites")
 
 # Before torch and Flower are imported, and for all children: one thread, and nothing phones home.
@@ -25,8 +27,6 @@ os.environ |= {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks and return 0: no figure is right or wrong."""
     options = _parser().parse_args(arguments)
-    from tests.benchmarks.figures import Figure, document, load_average
-
     figures: list[Figure] = []
     loads: dict[str, tuple[float | None, float | None]] = {}
     for name in options.only or NAMES:
@@ -41,15 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(figures: Sequence[object], loads: dict[str, tuple[float | None, float | None]]) -> str:
+def table(figures: Sequence[Figure], loads: dict[str, tuple[float | None, float | None]]) -> str:
     """Return the figures as text, benchmark by benchmark, with the load of the machine beside them."""
-    from tests.benchmarks.figures import Figure, machine
-
     facts = machine()
     lines = [", ".join(f"{name} {value}" for name, value in facts.items())]
     shown = ""
     for each in figures:
-        assert isinstance(each, Figure)
         benchmark, name = each.name.split("/", 1)
         if benchmark != shown:
             shown = benchmark

@@ -41,7 +41,7 @@ def measure_size(*, megabytes: int, repeats: int) -> list[Figure]:
         made.append(figure(f"aggregation/{megabytes} MB/{name}", speeds, "GB/s"))
         if name != "memory copy":
             against = ratios(seconds[name], seconds["memory copy"])
-            made.append(figure(f"aggregation/{megabytes} MB/{name}", against, "x memory copy"))
+            made.append(figure(f"aggregation/{megabytes} MB/{name}, time", against, "x memory copy"))
     return made
 
 

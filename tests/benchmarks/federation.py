@@ -34,7 +34,7 @@ class Shape:
         engine: `local` or `ray`.
         workers: Processes of the local engine.
         private: With differential privacy.
-        width: Hidden units; 8 columns, so a model has about 18 parameters for each.
+        channels: Hidden units of each layer.
         patients: Patients of a site.
     """
 
@@ -43,7 +43,7 @@ class Shape:
     engine: str = "local"
     workers: int = 1
     private: bool = False
-    width: int = 16
+    channels: tuple[int, ...] = (16,)
     patients: int = 24
 
 
@@ -114,7 +114,7 @@ class Watch:
     def timed(self, function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
         """Return the function, adding its wall time to the last entry."""
 
-        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it wraps
+        def call(*arguments: Any, **named: Any) -> Any:
             started = time.perf_counter()
             try:
                 return function(*arguments, **named)
@@ -126,7 +126,7 @@ class Watch:
     def after_enrolment(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, noting when it returned."""
 
-        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it wraps
+        def call(*arguments: Any, **named: Any) -> Any:
             result = function(*arguments, **named)
             self.enrolled = time.time()
             return result
@@ -206,7 +206,7 @@ def _experiment(shape: Shape) -> str:
         {
             "name": "bench",
             "data": {"kind": "toy", "sites": shape.sites, "patients_per_site": shape.patients, "features": 8},
-            "model": {"latent_size": 3, "channels": [shape.width], "initial_scale": 0.3},
+            "model": {"latent_size": 3, "channels": shape.channels, "initial_scale": 0.3},
             "federation": {"rounds": shape.rounds},
             "training": {**learning, "batch_patients": 8},
             "privacy": {

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -18,17 +19,17 @@ import numpy as np
 from tests.benchmarks.federation import ROOT, Shape, run
 from tests.benchmarks.figures import Figure, figure, peak_bytes
 
-COLUMNS, VIRTUAL_WIDTH = 2048, 116_000
+COLUMNS, CHANNELS = 2048, (1600, 1600)
 
 
 def measure(*, quick: bool) -> list[Figure]:
     """Return peaks of few and many sites, and by how much they differ."""
-    megabytes, few, many = (10, 4, 16) if quick else (50, 4, 64)
+    megabytes, few, many, trained = (10, 4, 16, 8) if quick else (50, 4, 64, 16)
     loops = {sites: round_loop(sites=sites, megabytes=megabytes) for sites in (few, many)}
     virtual = {
-        sites: run(Shape(sites=sites, rounds=2, width=VIRTUAL_WIDTH)).peak_bytes for sites in (few, many // 4)
+        sites: run(Shape(sites=sites, rounds=2, channels=CHANNELS)).peak_bytes for sites in (few, trained)
     }
-    small = 4 * 18 * VIRTUAL_WIDTH / 1e6
+    small = 4 * 2 * math.prod(CHANNELS) / 1e6  # of the two large layers, encoder's and decoder's
     return [
         *_figures(f"round loop, {megabytes} MB", loops, megabytes * 2**20),
         *_figures(f"virtual sites, {small:.0f} MB", virtual, small * 1e6),
@@ -40,7 +41,9 @@ def _figures(name: str, peaks: dict[int, int], model_bytes: float) -> list[Figur
     (few, low), (many, high) = peaks.items()
     return [
         *(figure(f"memory/{name}/{sites} sites", [peak / 1e6], "MB") for sites, peak in peaks.items()),
-        figure(f"memory/{name}/growth", [(high - low) / model_bytes], "models", f"from {few} to {many} sites"),
+        figure(
+            f"memory/{name}/growth", [(high - low) / model_bytes], "models", f"from {few} to {many} sites"
+        ),
     ]
 
 
@@ -57,7 +60,7 @@ def federate_without_training(sites: int, megabytes: int, folder: Path, rounds: 
     """Run a federation whose sites do not train, and return this process's peak memory [bytes]."""
     from client.app import make_app
     from client.contract import Description, LearningPlan, TrainRequest, Update, Weights
-    from deploy.simulation.grid import InProcess, LocalGrid, make_contexts
+    from deploy.simulation.grid import FIRST_NODE, InProcess, LocalGrid, make_contexts
     from privacy.claim import Claim
     from privacy.plan import PrivacyPlan
     from server.clock import VirtualClock
@@ -93,8 +96,9 @@ def federate_without_training(sites: int, megabytes: int, folder: Path, rounds: 
             )
 
     names = [f"site-{index + 1}" for index in range(sites)]
-    grid = LocalGrid(names, _executor := InProcess(make_app(lambda c: Idle(str(c.node_config["site"]))), {}))
-    _executor._contexts = make_contexts(grid.nodes)
+    contexts = make_contexts({name: FIRST_NODE + index for index, name in enumerate(names)})
+    app = make_app(lambda context: Idle(str(context.node_config["site"])))
+    grid = LocalGrid(names, InProcess(app, contexts))
     width = megabytes * 2**20 // 4 // (2 * COLUMNS)
     federate(
         grid,

@@ -39,7 +39,6 @@ def make_echo() -> ClientApp:
                 **content.config_records["values"],
                 "site": str(context.node_config["site"]),
                 "process": os.getpid(),
-                "sigint": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
             }
         )
         return Message(content, reply_to=message)

@@ -124,4 +124,5 @@ def test_admissions_own_codes_are_understood():
         "no-reply",
         "late",
         "site-failed",
+        "round-lost",
     }

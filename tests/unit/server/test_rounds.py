@@ -99,19 +99,22 @@ def test_an_error_is_an_answer():
 
 
 def test_replies_are_pulled_one_at_a_time_and_let_go():
-    made = []
+    made, alive = [], []
 
     def heavy(message):
+        gc.collect()
+        alive.append(sum(one() is not None for one in made))
         reply = Message(RecordDict({"w": encode_weights({"a": np.ones(1000, np.float32)})}), reply_to=message)
         made.append(weakref.ref(reply))
         return reply
 
     collector, grid, _ = _collector(answers=dict.fromkeys(SITES, heavy))
-    for count, reply in enumerate(collector.collect(_requests(), SITES), start=1):
-        assert len(grid.pulled) == count, "the next one is not fetched before this one was dealt with"
+    pulled = []
+    for reply in collector.collect(_requests(), SITES):  # enumerate() would keep the reply before
+        pulled.append(len(grid.pulled))
         del reply
-        gc.collect()
-        assert sum(one() is not None for one in made) <= 1
+    assert pulled == [1, 2, 3], "the next one is not fetched before this one was dealt with"
+    assert alive == [0, 0, 0], "when the next one comes the one before is gone"
 
 
 def test_a_round_with_nobody():

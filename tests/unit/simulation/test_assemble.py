@@ -118,7 +118,14 @@ def test_losses_of_contributions_are_named_by_round_site_and_reason(tmp_path):
         (2, "site-3", "no-reply"),
     }
     document = to_document(report)
-    assert document["lost"] == {"admitted": 3, "failed": 1, "rejected": 1, "late": 0, "silent": 1}
+    assert document["lost"] == {
+        "admitted": 3,
+        "failed": 1,
+        "rejected": 1,
+        "late": 0,
+        "silent": 1,
+        "unused": 0,
+    }
     assert document["faults"] == faults
     assert report.privacy is None
 
@@ -138,7 +145,7 @@ def test_a_run_without_quorum_is_reported_up_to_its_last_round(tmp_path):
     assert [(row.site, row.status) for row in report.participation if row.round == 3] == [
         ("site-1", "silent"),
         ("site-2", "rejected"),
-        ("site-3", "rejected"),
+        ("site-3", "unused"),
     ]
     assert {(row.site, row.reason) for row in report.rejected} == {
         ("site-1", "no-reply"),
@@ -170,6 +177,13 @@ def test_without_a_federation_no_rounds_were_planned(tmp_path):
     assert report.participation == ()
     assert report.timings.train_cpu_s > 0, "of all patients in one place"
     assert "stopped" not in summary_text(report)
+    assert "No federated model was judged" in summary_text(report)
+
+
+def test_a_run_without_the_mean_says_that_nothing_shows_its_use(tmp_path):
+    _, report = _report(experiment(arms=["federated"]), tmp_path)
+    assert "This run left out predicting the mean" in summary_text(report)
+    assert "has not been compared" not in summary_text(report)
 
 
 def test_a_resumed_run_reports_the_rounds_before(tmp_path):

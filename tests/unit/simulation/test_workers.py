@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from flwr.common.constant import ErrorCode
 from deploy.simulation.grid import LocalGrid
 from deploy.simulation.workers import WINDOW, Workers
 from tests.support.apps import answer, make_echo, make_moody, question
+from tests.support.shared import ROOT
 
 SITES = {"north": 2, "south": 3, "west": 4}
 
@@ -112,3 +115,25 @@ def test_no_process_is_started_before_there_is_work():
     assert workers.result("m1") is None
     assert workers._workers == []
     workers.close()
+
+
+def test_even_the_first_process_of_a_program_is_out_of_reach_of_ctrl_c():
+    program = """
+import os, signal, time
+from deploy.simulation.grid import LocalGrid
+from deploy.simulation.workers import Workers
+from tests.support.apps import answer, make_echo, question
+
+if __name__ == "__main__":
+    workers = Workers(make_echo, {"north": 2}, num_workers=1)
+    grid = LocalGrid(("north",), workers)
+    process = answer(*grid.send_and_receive([question(2)]))["process"]
+    os.kill(process, signal.SIGINT)
+    time.sleep(0.5)
+    print(answer(*grid.send_and_receive([question(2)]))["process"] == process)
+    workers.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -141,7 +141,6 @@ def train(setting: Setting) -> Trained:
     """
     expect_unsafe_arms()
     experiment = setting.experiment
-    require_same_run(experiment, setting.out)
     if document.FEDERATED_DP in experiment.arms:
         noise_multiplier(experiment)
     setting.progress.note(f"data: {experiment.data.kind}, {len(experiment.site_names)} sites")

@@ -2,7 +2,8 @@
 
 A site always goes to the same worker, so that data and models stay resident. A worker has one message at a time: with
 a second one in its pipe, both ends could wait for the other to read. At most `WINDOW` of its replies wait to be
-fetched, which bounds memory. A worker that dies is replaced; its message gets an error reply and the run goes on.
+fetched, which bounds memory. A worker that dies is replaced; its message gets an error reply and the run goes on,
+unless workers die before they have even started.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from flwr.app import Context, Error, Message
@@ -22,9 +23,12 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
+from deploy.errors import EngineError
 from deploy.simulation.grid import execute, identify, make_contexts
 
 WINDOW = 2
+_STARTED = b""  # what a worker says first; no message is empty
+_MOST_STILLBORN = 3
 
 MakeApp = Callable[[], ClientApp]
 
@@ -58,15 +62,20 @@ class Workers:
         self._workers[home].feed()
 
     def result(self, message_id: str) -> Message | None:
-        """Wait for the reply to one message, keeping all workers busy meanwhile."""
+        """Wait for the reply to one message, keeping all workers busy meanwhile.
+
+        Raises:
+            EngineError: worker processes do not start.
+        """
         home = self._of.pop(message_id, None)
         if home is None:
             return None
         worker = self._workers[home]
         while message_id not in worker.done:
             worker.feed(urgent=True)
-            for other in self._workers:
-                other.drain(wait=other is worker)
+            wait([each.pipe for each in self._workers if each.is_busy])
+            for each in self._workers:
+                each.drain()
         reply = worker.done.pop(message_id)
         worker.feed()
         return reply
@@ -85,7 +94,13 @@ class _Worker:
         self.queue: deque[Message] = deque()
         self.done: dict[str, Message] = {}
         self._under_way: Message | None = None
-        self._process, self._pipe = _start(*self._arguments)
+        self._stillborn = 0
+        self._process, self.pipe = _start(*self._arguments)
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether the process has a message that it has not answered."""
+        return self._under_way is not None
 
     def feed(self, *, urgent: bool = False) -> None:
         """Send the next message if the worker is free and its finished replies are few.
@@ -96,33 +111,42 @@ class _Worker:
         if self._under_way is None and self.queue and (urgent or len(self.done) < WINDOW):
             self._under_way = self.queue.popleft()
             try:
-                self._pipe.send_bytes(message_to_proto(self._under_way).SerializeToString())
+                self.pipe.send_bytes(message_to_proto(self._under_way).SerializeToString())
             except OSError:
                 self._replace()
 
-    def drain(self, *, wait: bool) -> None:
-        """Take a finished reply and send the next message; with `wait`, give the worker a moment to finish."""
+    def drain(self) -> None:
+        """Take a finished reply, if there is one, and send the next message."""
         try:
-            if self._under_way is not None and self._pipe.poll(0.05 if wait else 0):
-                reply = message_from_proto(ProtoMessage.FromString(self._pipe.recv_bytes()))
-                self.done[self._under_way.metadata.message_id] = reply
-                self._under_way = None
+            if self._under_way is not None and self.pipe.poll():
+                received = self.pipe.recv_bytes()
+                self._stillborn = 0
+                if received != _STARTED:
+                    reply = message_from_proto(ProtoMessage.FromString(received))
+                    self.done[self._under_way.metadata.message_id] = reply
+                    self._under_way = None
         except (EOFError, OSError):
             self._replace()
         self.feed()
 
     def _replace(self) -> None:
         """Answer for a dead worker and start another."""
+        self._stillborn += 1  # unless it is heard of
+        if self._stillborn > _MOST_STILLBORN:
+            raise EngineError(
+                f"{_MOST_STILLBORN} worker processes in a row ended before they had started: look above for why; a "
+                'program that starts workers needs `if __name__ == "__main__":`, and engine.workers=1 needs none'
+            )
         if self._under_way is not None:
             error = Error(ErrorCode.CLIENT_APP_CRASHED, "the worker process ended")
             self.done[self._under_way.metadata.message_id] = Message(error, reply_to=self._under_way)
             self._under_way = None
         self.close()
-        self._process, self._pipe = _start(*self._arguments)
+        self._process, self.pipe = _start(*self._arguments)
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()
+        self.pipe.close()
         self._process.join(timeout=2)
         if self._process.is_alive():
             self._process.kill()
@@ -160,6 +184,8 @@ def _serve(pipe: Connection, make_app: MakeApp, sites: dict[str, int], threads: 
     torch.set_num_threads(threads)
     identify(1)
     app, contexts = make_app(), make_contexts(sites)
+    with contextlib.suppress(OSError):
+        pipe.send_bytes(_STARTED)
     while True:
         try:
             message = message_from_proto(ProtoMessage.FromString(pipe.recv_bytes()))

@@ -88,3 +88,24 @@ def test_patients_are_drawn_with_replacement_and_equally_often():
     halved = binom(patients, 0.9 / patients)
     wrong = np.array([*halved.pmf(range(4)), halved.sf(3)]) * len(counts)
     assert chisquare(observed, wrong).pvalue < 1e-3
+
+
+def test_few_patients_with_records_of_both_classes_give_no_biased_interval():
+    # Every sick record scores below the healthy one of the same patient, and a resample compares a patient with
+    # themselves twice as often as the data do: the draws lie too low, by about (0 - AUROC) / 8 patients.
+    generator = np.random.default_rng(5)
+    bias, centre, inside = [], [], []
+    for number in range(60):
+        level = generator.normal(size=8)
+        scores = np.concatenate([level + 1.0, level])
+        labels = np.repeat([0, 1], 8)
+        weights = metrics.resample(np.tile(np.arange(8), 2), num=300, seed=number)
+        value = float(metrics.auroc(scores, labels, weights=np.ones(16)))
+        draws = metrics.auroc(scores, labels, weights=weights)
+        found = metrics.interval(value, draws, level=0.5)
+        bias.append(np.mean(draws) - value)
+        centre.append((found.low + found.high) / 2 - value)
+        inside.append(found.low <= value <= found.high)
+    assert np.mean(bias) < -0.015, "the bias is there, or this test shows nothing"
+    assert abs(np.mean(centre)) < 0.005
+    assert all(inside)

@@ -73,7 +73,8 @@ class Workers:
         worker = self._workers[home]
         while message_id not in worker.done:
             worker.feed(urgent=True)
-            wait([each.pipe for each in self._workers if each.is_busy])
+            if worker.is_busy:  # it is not where it has just been replaced
+                wait([each.pipe for each in self._workers if each.is_busy])
             for each in self._workers:
                 each.drain()
         reply = worker.done.pop(message_id)

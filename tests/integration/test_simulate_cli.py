@@ -225,6 +225,7 @@ def test_a_lost_quorum_ends_with_4_and_a_report_of_the_rounds_before(tmp_path, c
         assert {(row["round"], row["site"], row["reason"]) for row in report["rejected"]} == {
             (3, "site-1", "no-reply"),
             (3, "site-2", "not-finite"),
+            (3, "site-3", "round-lost"),
         }
         assert report["weights_sha256"] == hash_weights(load_file(tmp_path / "out" / "model.safetensors"))
 

@@ -146,5 +146,5 @@ def test_the_vocabulary_is_closed() -> None:
     assert {code.value for code in RejectionCode} == {
         "no-reply", "late", "duplicate", "site-failed", "malformed", "missing-tensor", "unexpected-tensor",
         "wrong-shape", "wrong-dtype", "version", "wrong-site", "wrong-run", "wrong-round", "stale-base", "not-finite",
-        "norm-too-large", "hash-mismatch",
+        "norm-too-large", "hash-mismatch", "round-lost",
     }  # fmt: skip

@@ -25,11 +25,11 @@ def test_it_loads_under_its_own_name(file):
     assert load_experiment(file).name == file.stem
 
 
-def test_it_compares_all_arms_with_a_target_epsilon(file):
+def test_it_compares_all_arms_with_one_way_to_set_the_noise(file):
     experiment = load_experiment(file)
     assert set(experiment.arms) == {"mean", "local", "federated", "federated-dp", "centralised"}
     assert experiment.privacy is not None
-    assert experiment.privacy.epsilon is not None
+    assert (experiment.privacy.epsilon is None) != (experiment.privacy.noise_multiplier is None)
     assert experiment.privacy.unit == "patient"
 
 

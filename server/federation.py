@@ -7,7 +7,7 @@ goes on after the last saved round; in a seeded run the final weights are the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -68,13 +68,7 @@ class FederationPlan:
         )
 
         kl_weight = kl_warmup(round_, self.kl_warmup_rounds, self.model.beta)
-        learning = LearningPlan(
-            optimiser=self.learning.optimiser,
-            learning_rate=self.learning.learning_rate,
-            momentum=self.learning.momentum,
-            kl_weight=kl_weight,
-            proximal_mu=self.learning.proximal_mu,
-        )
+        learning = replace(self.learning, kl_weight=kl_weight)
         return TrainRequest(
             run_id=self.run_id,
             round=round_,

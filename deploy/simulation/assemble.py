@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 from deploy.config import Experiment
+from deploy.plans import ALL_RECORDS
 from deploy.simulation import diary
 from deploy.simulation.judge import judge, latent_use, pictures
 from deploy.simulation.run import Setting, Trained
@@ -236,7 +237,7 @@ def _plan_facts(plan: PrivacyPlan) -> PlanFacts:
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=plan.max_grad_norm,
         divisor=plan.divisor,
-        max_records_per_patient=cap if cap < 2**31 - 1 else None,
+        max_records_per_patient=cap if cap < ALL_RECORDS else None,
         steps_per_round=plan.steps,
     )
 

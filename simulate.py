@@ -55,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
     overrides = [*options.set, *([f"engine.kind={options.engine}"] if options.engine else [])]
     experiment = load_experiment(options.config, overrides)
     from deploy.simulation.run import CONFIG_NAME, Setting, forget, num_workers, require_same_run, train
+    from server.errors import BudgetSpentError
 
     out: Path = options.out or Path("runs") / f"{experiment.name}-{experiment.hash()[:8]}"
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,10 @@ def _run(options: argparse.Namespace) -> int:
         finally:
             setting.progress.close()
         _report(setting, trained, as_json=options.json, started=started)
-    return ExitCode.DONE if trained.stopped is None else _say(trained.stopped, ExitCode.QUORUM_LOST)
+    if trained.stopped is None:
+        return ExitCode.DONE
+    is_spent = isinstance(trained.stopped, BudgetSpentError)
+    return _say(trained.stopped, ExitCode.REFUSED_BY_PRIVACY if is_spent else ExitCode.QUORUM_LOST)
 
 
 def _report(setting: Setting, trained: Trained, *, as_json: bool, started: float) -> None:

@@ -76,9 +76,11 @@ def connect_agent(context: Context) -> SiteService:
 
 def _failure(error: Exception, message: Message, context: Context) -> Message:
     """Return the code of an exception as the reply; its text goes to the local log."""
-    _log.error("request failed: %s", error, exc_info=error)
+    code = code_of(error)
+    # A refusal is an answer, not a defect: only what nobody foresaw needs to show where it came from.
+    _log.error("request failed: %s", error, exc_info=error if code is FailureCode.INTERNAL else None)
     site = str(context.node_config.get("site", "unknown"))
-    return Message(encode_failure(Failure(site=site, code=code_of(error))), reply_to=message)
+    return Message(encode_failure(Failure(site=site, code=code)), reply_to=message)
 
 
 app = make_app(connect_agent)

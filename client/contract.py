@@ -25,18 +25,23 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.claim import Claim
 from privacy.errors import PrivacyError
+from privacy.heads import Head, Receipt
 from privacy.plan import PrivacyPlan, plan_from_dict
+from privacy.records import Work
 from privacy.unsafe import NoPrivacy
 from vae.errors import ModelSpecError
 from vae.spec import ModelSpec, Sharing
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+MAX_HEADS = 64
+"""Ledger heads in one message: enough for a witness or two of each of many sites, round by round."""
 
 Weights = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Plan = PrivacyPlan | NoPrivacy
 
 _REQUEST_FIELDS = (
     "version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning", "initial_seed",
+    "num_sites", "heads",
 )  # fmt: skip
 _WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
 _MAX_AXES = 8  # of an array that is read without NumPy's parser; others are read, too
@@ -53,6 +58,7 @@ class FailureCode(StrEnum):
     VERSION = "version-mismatch"
     REFUSED = "refused-by-policy"
     BUDGET = "budget-exhausted"
+    LEDGER = "ledger-not-ready"
     DATA_NOT_READY = "data-not-ready"
     MODEL_NOT_PRIVATE = "model-not-private"
     OUT_OF_MEMORY = "out-of-memory"
@@ -108,6 +114,9 @@ class TrainRequest:
         plan: What privacy the update will have; the site may only tighten it.
         learning: Optimiser and its constants.
         initial_seed: Public seed of the run's initial weights: parameters that do not travel start from it.
+        num_sites: How many sites take part in the run, as the server says.
+        heads: Ledger heads that the server and other sites have kept: of this site, which must contain them,
+            and of others, which it keeps.
     """
 
     run_id: str
@@ -118,12 +127,19 @@ class TrainRequest:
     plan: Plan
     learning: LearningPlan
     initial_seed: int = 0
+    num_sites: int = 1
+    heads: tuple[Head, ...] = ()
     version: int = PROTOCOL_VERSION
 
     @property
     def key(self) -> str:
         """Identify the request: the same key is answered from store, never trained or paid for twice."""
         return f"{self.run_id}/{self.round}/{self.base_hash}"
+
+    @property
+    def work(self) -> Work:
+        """Return what the request is for, as the ledger knows it."""
+        return Work(run=self.run_id, round=self.round, base=self.base_hash)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +154,8 @@ class Update:
         update_hash: SHA-256 of `delta`.
         claim: All releases of this site in this run so far, this one included.
         delta: name -> float32 change of that parameter.
+        receipt: Proof from the site's ledger that this update was paid for; None where there is no ledger.
+        heads: Heads of other sites' ledgers that this site has kept.
     """
 
     site: str
@@ -147,6 +165,8 @@ class Update:
     update_hash: str
     claim: Claim
     delta: Weights
+    receipt: Receipt | None = None
+    heads: tuple[Head, ...] = ()
     version: int = PROTOCOL_VERSION
 
 
@@ -178,6 +198,8 @@ def encode_request(request: TrainRequest, weights: Mapping[str, Any]) -> RecordD
         "plan": request.plan.to_dict(),
         "learning": dataclasses.asdict(request.learning),
         "initial_seed": request.initial_seed,
+        "num_sites": request.num_sites,
+        "heads": [head.to_dict() for head in request.heads],
     }
     return RecordDict({_WEIGHTS: encode_weights(weights), _REQUEST: ConfigRecord({"json": json.dumps(body)})})
 
@@ -205,6 +227,8 @@ def decode_request(content: RecordDict) -> tuple[TrainRequest, Weights]:
             plan=plan_from_dict(body["plan"]),
             learning=LearningPlan(**body["learning"]),
             initial_seed=_count(body, "initial_seed"),
+            num_sites=_count(body, "num_sites"),
+            heads=_heads(body),
         )
     except (TypeError, ValueError, ModelSpecError, PrivacyError) as error:
         raise ContractError(f"request: {error}") from error
@@ -222,6 +246,8 @@ def encode_update(update: Update) -> RecordDict:
         "base_hash": update.base_hash,
         "update_hash": update.update_hash,
         "claim": update.claim.to_json(),
+        "receipt": None if update.receipt is None else update.receipt.to_dict(),
+        "heads": [head.to_dict() for head in update.heads],
     }
     return RecordDict(
         {_WEIGHTS: encode_weights(update.delta), _REPLY: ConfigRecord({"json": json.dumps(body)})}
@@ -255,7 +281,18 @@ def decode_reply(content: RecordDict) -> Update | Failure | Description:
             body = _body(content, _REPLY, ("kind", "site", "version"))
             return Description(site=_text(body, "site"), version=_count(body, "version"))
         if kind == "update":
-            names = ("kind", "version", "site", "run_id", "round", "base_hash", "update_hash", "claim")
+            names = (
+                "kind",
+                "version",
+                "site",
+                "run_id",
+                "round",
+                "base_hash",
+                "update_hash",
+                "claim",
+                "receipt",
+                "heads",
+            )
             body = _body(content, _REPLY, names)
             return Update(
                 version=_count(body, "version"),
@@ -265,6 +302,8 @@ def decode_reply(content: RecordDict) -> Update | Failure | Description:
                 base_hash=_text(body, "base_hash"),
                 update_hash=_text(body, "update_hash"),
                 claim=Claim.from_json(_text(body, "claim")),
+                receipt=None if body["receipt"] is None else Receipt.from_dict(body["receipt"]),
+                heads=_heads(body),
                 delta=decode_weights(content),
             )
     except (ValueError, TypeError, PrivacyError) as error:
@@ -370,6 +409,14 @@ def _body(content: RecordDict, record: str, names: tuple[str, ...]) -> dict[str,
     if set(body) != set(names):
         raise ContractError(f"{record}: the fields must be exactly {', '.join(names)}")
     return body
+
+
+def _heads(body: dict[str, Any]) -> tuple[Head, ...]:
+    """Return the ledger heads of a message."""
+    listed = body["heads"]
+    if not isinstance(listed, list) or len(listed) > MAX_HEADS:
+        raise ContractError(f"heads: a list of at most {MAX_HEADS} is needed")
+    return tuple(Head.from_dict(item) for item in listed)
 
 
 def _text(body: dict[str, Any], name: str) -> str:

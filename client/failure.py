@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from client.contract import ContractError, FailureCode
 from client.errors import SiteError
-from privacy.errors import IncompatibleModelError, PrivacyError, RefusedError
+from privacy.errors import (
+    IncompatibleModelError,
+    LedgerError,
+    PrivacyError,
+    RefusalCode,
+    RefusedError,
+    SigningError,
+)
 from vae.errors import DataError, ModelSpecError, WeightsError
 
 _CODES: tuple[tuple[type[BaseException], FailureCode], ...] = (
@@ -12,12 +19,16 @@ _CODES: tuple[tuple[type[BaseException], FailureCode], ...] = (
     (ModelSpecError, FailureCode.BAD_REQUEST),
     (WeightsError, FailureCode.BAD_REQUEST),
     (IncompatibleModelError, FailureCode.MODEL_NOT_PRIVATE),
+    (LedgerError, FailureCode.LEDGER),
+    (SigningError, FailureCode.LEDGER),
     (RefusedError, FailureCode.REFUSED),
     (PrivacyError, FailureCode.REFUSED),
     (DataError, FailureCode.DATA_NOT_READY),
     (MemoryError, FailureCode.OUT_OF_MEMORY),
     (TimeoutError, FailureCode.TIMED_OUT),
 )
+
+_SPENT = (RefusalCode.BUDGET_EXHAUSTED, RefusalCode.RUN_BUDGET_EXHAUSTED, RefusalCode.OFF_PLAN)
 
 
 def code_of(error: BaseException) -> FailureCode:
@@ -28,6 +39,8 @@ def code_of(error: BaseException) -> FailureCode:
     """
     if isinstance(error, SiteError):
         return error.code
+    if isinstance(error, RefusedError) and error.code in _SPENT:
+        return FailureCode.BUDGET
     if (
         type(error).__name__ == "OutOfMemoryError"
     ):  # torch's own, not a MemoryError; torch need not be imported here

@@ -4,7 +4,8 @@ The same object stands behind the agent of a real hospital and inside a simulati
 effect, reserves the privacy cost before it opens data, and answers a request that it has answered before from its
 store.
 
-Order within `train`: check the request, decide, look up, reserve, open data, train, commit, store, answer.
+Order within `train`: check the request, hold the ledger against kept heads, decide, look up, reserve, open data, train,
+store, commit, answer. What is stored before it is committed has not left; what is committed is paid for.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import nn
 
-from client.contract import Description, FailureCode, Plan, TrainRequest, Update, Weights
+from client.contract import MAX_HEADS, Description, FailureCode, Plan, TrainRequest, Update, Weights
 from client.errors import SiteError
 from client.train import Round, local_losses, train_round
 from privacy.accounting import Release
-from privacy.claim import Claim, ClaimKind, Spending
+from privacy.budget import Spending
+from privacy.claim import Claim, ClaimKind
 from privacy.compatible import check_model
+from privacy.errors import RefusalCode, RefusedError
 from privacy.noise import Randomness
 from privacy.plan import PrivacyPlan
 from vae.data.cohort import Batch, Cohort, SiteData
@@ -94,6 +99,7 @@ class Site:
         diary: Write losses and times of each round to `diary.jsonl` in the folder; local, never sent.
         models: Where models are kept; its own by default. Virtual sites of one process share them, so that memory
             does not grow with the number of sites.
+        max_runtime_s: A round of training that takes longer [s] is ended; what was reserved for it stays spent.
     """
 
     def __init__(
@@ -108,8 +114,10 @@ class Site:
         keep_updates: bool = True,
         diary: bool = True,
         models: Models | None = None,
+        max_runtime_s: float | None = None,
     ) -> None:
         self.name = name
+        self._max_runtime_s = max_runtime_s
         self._open_data = open_data
         self._folder = folder
         self._decide = decide
@@ -142,7 +150,9 @@ class Site:
             raise SiteError(
                 FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of base_hash"
             )
-        plan = self._decide(request)
+        spending = self._spending(request.run_id)
+        spending.check(request.heads)
+        plan = self._decided(request, spending)
         model = self._models.get(request, plan)
         shared = cast(Vae, model).shared_names(request.sharing)
         expected = tuple(entry for entry in signature_of(request.model) if entry[0] in shared)
@@ -150,12 +160,45 @@ class Site:
             raise SiteError(
                 FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of the model"
             )
-        if stored := self._stored(request, expected):
-            return stored
-        spending = self._spending(request.run_id)
+        update = self._stored(request, expected)
+        if update is None:
+            update = self._trained(request, weights, plan, model, spending)
         if isinstance(plan, PrivacyPlan):
-            spending.reserve(request.key, plan.release())
+            spending.commit(request.work, plan.steps, update.update_hash)
+        return replace(
+            update,
+            receipt=spending.receipt(request.work, request.heads) if isinstance(plan, PrivacyPlan) else None,
+            heads=spending.witness(request.heads)[:MAX_HEADS],
+        )
+
+    def _decided(self, request: TrainRequest, spending: Spending) -> Plan:
+        """Return the plan to follow; a refusal is written down."""
+        try:
+            return self._decide(request)
+        except RefusedError as refusal:
+            spending.refuse(request.work, refusal.code)
+            raise
+
+    def _trained(
+        self, request: TrainRequest, weights: Weights, plan: Plan, model: nn.Module, spending: Spending
+    ) -> Update:
+        """Return a new update, paid for and stored, but not committed.
+
+        Raises:
+            RefusedError: the budget refuses, or an update was committed for this request and is not in store any more:
+                a second one would be another release.
+        """
+        if isinstance(plan, PrivacyPlan):
+            committed = spending.reserve(request.work, plan, model=request.model.hash())
+            if committed is not None and self._keep_updates:
+                raise RefusedError(
+                    RefusalCode.UPDATE_LOST,
+                    f"round {request.round}: its update was committed and is not in {self._folder} any more; "
+                    "the server has to go on with another round",
+                )
         cohort = self.data().train
+        if isinstance(plan, PrivacyPlan):
+            cohort = _only(cohort, spending.may_sample(request.work, cohort.patients))
         started = time.perf_counter(), time.process_time()
         result = train_round(
             model,
@@ -166,12 +209,11 @@ class Site:
             plan=plan,
             learning=request.learning,
             randomness=self._randomness(request),
+            stop_at=None if self._max_runtime_s is None else time.monotonic() + self._max_runtime_s,
         )
         elapsed = time.perf_counter() - started[0], time.process_time() - started[1]
-        if isinstance(plan, PrivacyPlan):
-            spending.commit(request.key, plan.steps)
         self._keep_local(request, result)
-        update = self._update(request, plan, result, spending.history())
+        update = self._update(request, plan, result, spending.history(request.run_id))
         self._store(request, update)
         self._write_diary(request, model, cohort, elapsed)
         return update
@@ -287,6 +329,11 @@ def _local_path(folder: Path, run_id: str, round_: int) -> Path:
 def _run_folder(folder: Path, run_id: str) -> Path:
     """Return a run's folder; run ids come from outside, so the name is a digest."""
     return folder / hashlib.sha256(run_id.encode()).hexdigest()[:16]
+
+
+def _only(cohort: Cohort, allowed: Sequence[bool]) -> Cohort:
+    """Return the patients that may be sampled."""
+    return cohort if all(allowed) else cohort.select(np.flatnonzero(allowed))
 
 
 def dummy_batch(model: ModelSpec) -> Batch:

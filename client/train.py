@@ -48,6 +48,7 @@ def train_round(
     learning: LearningPlan,
     randomness: Randomness,
     physical_records: int = 64,
+    stop_at: float | None = None,
 ) -> Round:
     """Train from the base weights and return the change.
 
@@ -61,6 +62,7 @@ def train_round(
         learning: Optimiser and its constants.
         randomness: Sampling, noise and latent deviates all come from it.
         physical_records: Records in memory at a time; does not change the result beyond rounding.
+        stop_at: Private training ends with `TimeoutError` at this time of `time.monotonic` [s]; None: never.
 
     Raises:
         WeightsError: base and local together are not exactly the model's parameters.
@@ -84,6 +86,7 @@ def train_round(
             proximal_mu=learning.proximal_mu,
             latent_size=latent_size,
             max_physical_records=physical_records,
+            stop_at=stop_at,
         )
         release, nonfinite = done.release, done.num_nonfinite
     else:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.audit.command import add_to as add_audit
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
 
 if TYPE_CHECKING:
     from deploy.config import Experiment
+    from deploy.site import SiteConfig
     from vae.data.readiness import Readiness, Source
 
 app = typer.Typer(
-    help="Federated VAEs across hospitals: check configurations and data.",
+    help="Federated VAEs across hospitals: check configurations and data, plan budgets.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +30,7 @@ config_app = typer.Typer(help="Check configuration files.", no_args_is_help=True
 data_app = typer.Typer(help="Check a hospital's data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+add_audit(app)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration of the experiment (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override: key=value. May be repeated.")]
@@ -50,11 +54,43 @@ def check_config(
 
 
 @config_app.command("schema")
-def print_schema() -> None:
-    """Print the JSON Schema of configuration files (for an editor; shipped as deploy/configs/schema.json)."""
+def print_schema(
+    site: Annotated[bool, typer.Option("--site", help="Of a hospital's site.yaml.")] = False,
+) -> None:
+    """Print the JSON Schema of configuration files (for an editor; shipped in deploy/configs)."""
     from deploy.config import json_schema
+    from deploy.site import site_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    print(json.dumps(site_schema() if site else json_schema(), indent=2))
+
+
+@app.command("plan")
+def plan_experiment(
+    config: ConfigFile,
+    sites: Annotated[
+        list[Path] | None, typer.Option("--site", help="A hospital's site.yaml. May be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Say what an experiment costs each site, and why a site would refuse; opens no data. Exit code 3 if one would."""
+    from deploy.plan import foresee
+    from deploy.table import render
+    from privacy.errors import PrivacyError
+    from vae.errors import ModelSpecError
+
+    experiment, files = _load_all(config, overrides, sites or ())
+    try:
+        outlook = foresee(experiment, files)
+    except (ConfigError, ModelSpecError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION) from None
+    except PrivacyError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY) from None
+    print(json.dumps(outlook.to_dict(), indent=2) + "\n" if as_json else render(outlook), end="")
+    if outlook.is_refused:
+        raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY)
 
 
 @data_app.command("check")
@@ -97,6 +133,31 @@ def _load(file: Path, overrides: list[str] | None) -> Experiment:
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(ExitCode.CONFIGURATION) from None
+
+
+def _load_all(
+    file: Path, overrides: list[str] | None, sites: Sequence[Path]
+) -> tuple[Experiment, dict[str, SiteConfig]]:
+    """Return an experiment and hospitals' files by name, or end with the problems of all of them and exit code 2."""
+    from deploy.config import load_experiment
+    from deploy.site import load_site
+
+    experiment: Experiment | None = None
+    loaded: dict[str, SiteConfig] = {}
+    errors: list[ConfigError] = []
+    try:
+        experiment = load_experiment(file, overrides or ())
+    except ConfigError as error:
+        errors.append(error)
+    for path in sites:
+        try:
+            loaded[str(path)] = load_site(path)
+        except ConfigError as error:
+            errors.append(error)
+    if errors or experiment is None:
+        print("\n".join(str(error) for error in errors), file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION)
+    return experiment, loaded
 
 
 def _sources(experiment: Experiment, site: str) -> dict[str, Source]:

@@ -13,23 +13,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, Field
 
 from deploy.documents import Document, dump_yaml, load_document
-from deploy.errors import ConfigError, Problem
+from deploy.errors import Problem
 from deploy.overrides import apply_overrides
-from deploy.problems import in_file_order, translate, without_unknown_keys
 from deploy.rules import check
-from deploy.sections import STRICT, Arm, Engine, Faults, Federation, Model, Name, Privacy, Report, Training
+from deploy.sections import (
+    STRICT,
+    Arm,
+    Audit,
+    Budget,
+    Engine,
+    Faults,
+    Federation,
+    Model,
+    Name,
+    Privacy,
+    Report,
+    Training,
+)
 from deploy.sources import Data
+from deploy.validation import schema_of, validate_document
 
 if TYPE_CHECKING:
     from vae.spec import ModelSpec
 
 __all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "validate"]
 
-_NOT_HASHED = ("name", "engine", "arms", "report")
+_NOT_HASHED = ("name", "engine", "arms", "report", "audit")
 
 
 def _all_arms(fields: dict[str, Any]) -> tuple[Arm, ...]:
@@ -51,6 +63,8 @@ class Experiment(BaseModel):
         training: Local training without privacy.
         privacy: Privacy of the arm `federated-dp`, or None.
         arms: What is trained and compared.
+        budget: What the virtual hospitals allow, or None.
+        audit: Whether and how epsilon is bounded from below, or None.
         faults: What goes wrong on purpose.
         report: What the report shows.
     """
@@ -65,6 +79,8 @@ class Experiment(BaseModel):
     training: Training = Training()
     privacy: Privacy | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(default_factory=_all_arms)
+    budget: Budget | None = None
+    audit: Audit | None = None
     faults: Faults = Faults()
     report: Report = Report()
 
@@ -102,9 +118,11 @@ class Experiment(BaseModel):
     def hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of everything that decides the trained weights.
 
-        Left out: the engine (weights are equal on all), the name, the list of arms and the report.
+        Left out: the engine (weights are equal on all), the name, the list of arms, audit and report, and a budget
+        that is not there.
         """
-        fields = self.model_dump(mode="json", exclude=set(_NOT_HASHED))
+        unused = {"budget"} if self.budget is None else set()
+        fields = self.model_dump(mode="json", exclude={*_NOT_HASHED, *unused})
         return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -133,49 +151,9 @@ def validate(document: Document, *, folder: Path, problems: Sequence[Problem] = 
     Raises:
         ConfigError: with every problem.
     """
-    found = list(problems)
-    experiment: Experiment | None = None
-    if not isinstance(document.value, dict):
-        found.append(Problem(path="", rule="must be a dictionary (key: value) with at least `data`"))
-        raise ConfigError(document.source, found)
-    context = {"folder": folder.absolute()}
-    try:
-        experiment = Experiment.model_validate_json(json.dumps(document.value), context=context)
-    except ValidationError as error:
-        found += translate(error, document, Experiment)
-    found += check(_sections(document, context), document)
-    if found or experiment is None:
-        raise ConfigError(document.source, in_file_order(found))
-    return experiment
+    return validate_document(document, Experiment, check, folder=folder, problems=problems)
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration, for editors."""
-    schema = Experiment.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Experiment", **schema}
-
-
-def _sections(document: Document, context: dict[str, Path]) -> dict[str, Any]:
-    """Return each section that is valid by itself, so that rules across sections see all they can."""
-    sections: dict[str, Any] = {}
-    for name, info in Experiment.model_fields.items():
-        if name in document.value:
-            found = _section(name, info, {name: document.value[name]}, context)
-            sections.update({} if found is None else {name: getattr(found, name)})
-        elif not info.is_required() and info.default_factory is None:
-            sections[name] = info.default
-    return sections
-
-
-def _section(name: str, info: FieldInfo, value: dict[str, Any], context: dict[str, Path]) -> BaseModel | None:
-    """Return a model of one section alone; unknown keys are left out, so that they hide no other problem."""
-    fields: dict[str, Any] = {name: (info.annotation, info)}
-    alone: type[BaseModel] = create_model("Section", __config__=STRICT, **fields)
-    try:
-        return alone.model_validate_json(json.dumps(value), context=context)
-    except ValidationError as error:
-        known = without_unknown_keys(error, value)
-    try:
-        return alone.model_validate_json(json.dumps(known), context=context)
-    except ValidationError:
-        return None
+    return schema_of(Experiment)

@@ -114,8 +114,8 @@ def federation_plan(
 
 
 def identity(experiment: Experiment) -> str:
-    """Return the hash of an experiment without its faults: with and without them, sites draw the same numbers."""
-    return experiment.model_copy(update={"faults": Faults()}).hash()
+    """Return the hash without faults and budget: with and without them, sites draw the same numbers."""
+    return experiment.model_copy(update={"faults": Faults(), "budget": None}).hash()
 
 
 def isolated_plan(plan: FederationPlan, nodes: Iterable[str]) -> FederationPlan:

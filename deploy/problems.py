@@ -44,6 +44,9 @@ _TYPES = {
     "string_pattern_mismatch": "a name of letters, digits, `.`, `_`, `-`",
 }
 
+# Follow from a wrong item: the list without it is too short, or is not the word that may stand for the list.
+_OF_WHOLE_LISTS = ("too_short", "literal_error")
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return the choice most like `name`, or an empty text when none is near or two are equally near."""
@@ -92,10 +95,15 @@ def show(value: Any) -> str:  # noqa: ANN401 - any value of a document
 def translate(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
     """Return the problems of a failed validation, one for each path, in the order of the file."""
     grouped: dict[Key, list[Problem]] = {}
-    for detail in error.errors(include_url=False, include_context=True):
+    details = error.errors(include_url=False, include_context=True)
+    paths = [_path(detail, document.value) for detail in details]
+    for detail, path in zip(details, paths, strict=True):
         if detail["type"] == "default_factory_not_called":  # follows from another problem
             continue
-        path = _path(detail, document.value)
+        if detail["type"] in _OF_WHOLE_LISTS and any(
+            len(path) < len(other) and other[: len(path)] == path for other in paths
+        ):
+            continue
         grouped.setdefault(path, []).append(_problem(detail, path, document, model))
     return [_merge(problems) for problems in grouped.values()]
 
@@ -128,7 +136,7 @@ def _problem(detail: ErrorDetails, path: Key, document: Document, model: type[Ba
         problem = at(document, path, "unknown key; valid here: " + ", ".join(names))
         return dataclasses.replace(problem, suggestion=nearest(str(path[-1]), names))
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        kinds = _kinds(model)
+        kinds = _kinds(model, path, document.value)
         rule = "must be one of " if kind == "union_tag_invalid" else "is required: one of "
         return at(document, (*path, "kind"), rule + ", ".join(kinds), choices=kinds)
     rule = _TYPES.get(kind, "")
@@ -176,12 +184,18 @@ def _has(value: Any, part: str | int) -> bool:  # noqa: ANN401 - any value of a 
 
 def valid_names(model: type[BaseModel], path: Key, value: Any) -> list[str]:  # noqa: ANN401 - JSON
     """Return the keys that are valid at a path of a document described by `model`."""
+    inside = _lookup(value, path)
+    found = _models(_annotation(model, path, value), None if inside is ... else inside)
+    return sorted({name for each in found for name in each.model_fields})
+
+
+def _annotation(model: type[BaseModel], path: Key, value: Any) -> Any:  # noqa: ANN401 - type annotations
+    """Return the annotation of what lies at a path of a document described by `model`."""
     annotation: Any = model
     for part in path:
         annotation = _child(annotation, part, value)
-        value = value.get(part) if isinstance(value, dict) else None
-    found = _models(annotation, value)
-    return sorted({name for each in found for name in each.model_fields})
+        value = value[part] if _has(value, part) else None
+    return annotation
 
 
 def _child(annotation: Any, part: str | int, value: Any) -> Any:  # noqa: ANN401 - type annotations
@@ -217,8 +231,7 @@ def _lookup(value: Any, path: Key) -> Any:  # noqa: ANN401 - any value of a docu
     return value
 
 
-def _kinds(model: type[BaseModel]) -> list[str]:
-    """Return the kinds of data there are."""
-    return [
-        each.model_fields["kind"].default for each in _models(model.model_fields["data"].annotation, None)
-    ]
+def _kinds(model: type[BaseModel], path: Key, value: Any) -> list[str]:  # noqa: ANN401 - JSON
+    """Return the kinds of section that there are at a path of a document described by `model`."""
+    annotation = _annotation(model, path, value)
+    return [each.model_fields["kind"].default for each in _models(annotation, None)]

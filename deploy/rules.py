@@ -33,6 +33,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _arms,
         _named_sites,
         _fault_rounds,
+        _budget,
     )
     return [problem for rule in rules for problem in rule(sections, document)]
 
@@ -152,7 +153,12 @@ def _named_sites(sections: Sections, document: Document) -> Iterator[Problem]:
     if data is None:
         return
     known = data.site_names
-    places: tuple[Key, ...] = (("federation", "weights"), ("privacy", "site_divisors"), ("faults",))
+    places: tuple[Key, ...] = (
+        ("federation", "weights"),
+        ("privacy", "site_divisors"),
+        ("budget", "sites"),
+        ("faults",),
+    )
     for path in places:
         others = ("dropout",) if path == ("faults",) else ()
         for site in _keys(document.value, path):
@@ -179,6 +185,17 @@ def _fault_rounds(sections: Sections, document: Document) -> Iterator[Problem]:
         if federation is not None and fault.rounds != "all" and max(fault.rounds) > federation.rounds:
             rule = f"there are only {federation.rounds} rounds"
             yield at(document, ("faults", site, "rounds"), rule)
+
+
+def _budget(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Budget and audit go with a private arm, whose unit is the patient."""
+    for name in ("budget", "audit"):
+        if sections.get(name) is not None and "privacy" in sections and sections["privacy"] is None:
+            yield at(document, (name,), "goes with a `privacy` section alone", show_value=False)
+    privacy: Privacy | None = sections.get("privacy")
+    if sections.get("budget") is not None and privacy is not None and privacy.unit != "patient":
+        rule = "must be `patient` with a `budget`: a ledger adds up what is spent on a patient"
+        yield at(document, ("privacy", "unit"), rule)
 
 
 def _keys(value: Any, path: Key) -> list[str]:  # noqa: ANN401 - JSON

@@ -7,9 +7,10 @@ Rules that tie two sections together are in `deploy.rules`.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -18,6 +19,16 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Arm = Literal["mean", "local", "federated", "federated-dp", "centralised"]
+
+
+def _from_file(path: str, info: ValidationInfo) -> str:
+    """Return a path as an absolute one, counted from the folder of the configuration file."""
+    base = (info.context or {}).get("folder")
+    given = Path(path).expanduser()
+    return str(given if base is None else Path(base, given).resolve())
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_from_file)]
 
 
 class Engine(BaseModel):
@@ -166,6 +177,44 @@ class Privacy(BaseModel):
         if found is None:
             raise ValueError(f"privacy.divisor: none for {site}")
         return found
+
+
+class Budget(BaseModel):
+    """What the virtual hospitals allow, kept in ledgers as real ones keep it; without this section nobody counts.
+
+    A site whose patients have spent its cap refuses.
+
+    Attributes:
+        epsilon: Cap of every site, at `privacy.delta`, over everything in its ledger; null for none.
+        sites: Another cap for some sites.
+        ledgers: Folder of the ledgers; experiments that share it share what is spent. Default: the run's own folder.
+    """
+
+    model_config = STRICT
+    epsilon: Positive | None = None
+    sites: dict[Name, Positive] = {}
+    ledgers: Location | None = None
+
+    def cap_of(self, site: str) -> float | None:
+        """Return the cap of a site, None if it has none."""
+        return self.sites.get(site, self.epsilon)
+
+
+class Audit(BaseModel):
+    """A bound on epsilon from below, measured in a training job of its own with the plan of the arm `federated-dp`.
+
+    Canaries join the patients of one site, and are guessed from what the job releases.
+
+    Attributes:
+        canaries: Made-up patients, each let in by a coin; more show more and cost more time.
+        confidence: Of the bound.
+        max_steps: Audit so many steps at most, against the epsilon of those.
+    """
+
+    model_config = STRICT
+    canaries: Annotated[int, Field(ge=100, le=20_000)] = 1000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    max_steps: Count = 2000
 
 
 class SiteFaults(BaseModel):

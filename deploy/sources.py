@@ -7,12 +7,11 @@ them only then. Relative paths count from the folder of the configuration file.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo
+from pydantic import BaseModel, Field
 
-from deploy.sections import STRICT, Count, Name, Positive, Share
+from deploy.sections import STRICT, Count, Location, Name, Positive, Share
 
 if TYPE_CHECKING:
     from vae.data.abide import AbideSpec
@@ -27,16 +26,6 @@ Whole = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Pair = tuple[float, float]
-
-
-def _from_file(path: str, info: ValidationInfo) -> str:
-    """Return a path as an absolute one, counted from the folder of the configuration file."""
-    base = (info.context or {}).get("folder")
-    given = Path(path).expanduser()
-    return str(given if base is None else Path(base, given).resolve())
-
-
-Location = Annotated[str, Field(min_length=1), AfterValidator(_from_file)]
 
 
 class ToyData(BaseModel):

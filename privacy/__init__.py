@@ -1,6 +1,6 @@
-"""Everything that costs or proves privacy: plans, sampling, clipping, noise, accounting, claims.
+"""Everything that costs or proves privacy: policies, plans, sampling, clipping, noise, accounting, ledger, audit.
 
-Order of use: `plan` -> `compatible.check_model` -> `claim.Spending.reserve` -> `training.train_private` ->
-`claim.Claim`. The only package that imports `opacus` and `dp_accounting`; both are imported where they are
-first needed.
+Order of use: `policy` -> `plan` -> `compatible.check_model` -> `budget.Spending.reserve` -> `training.train_private` ->
+`budget.Spending.commit` -> `claim.Claim`. The only package that imports `opacus` and `dp_accounting`; both are imported
+where they are first needed.
 """

@@ -1,34 +1,64 @@
 """Epsilon of a sequence of releases, by two independent accountants.
 
-A `Release` is a value object of parameters, emitted by the sampler that ran; an accountant is a pure function
-of releases. The parameters are what is stored; epsilon is always recomputed from them.
+An accountant is a pure function of releases (`privacy.releases`, whose names can be imported from here). The
+parameters are what is stored; epsilon is always recomputed from them.
 
 - `RdpAccountant`: Renyi DP (Opacus), an upper bound 6-16 % above the other at usual parameters.
 - `PldAccountant`: privacy loss distribution (dp-accounting), pessimistic, hence an upper bound as well, and
   tighter.
 
-`epsilons` reports both and refuses if the tighter one is the larger. What it does not do: central limit (GDP)
-approximations (they under-report by up to 30 %), amplification by shuffling, by aggregation or by client
-sampling.
+`epsilons` reports both and refuses if the tighter one is the larger. Both hold for parameters fixed in advance;
+where they are chosen on the way, `privacy.filters` decides. Replacing one unit: PLD relies on dp-accounting's
+worst case (two units at opposite ends of the clip ball); RDP relies on add/remove alone and is 1.1 to 4 times
+larger there.
+
+What it does not do: central limit (GDP) approximations (they under-report by up to 30 %), amplification by
+shuffling, by aggregation (`privacy.adversaries` has the one case) or by client sampling.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from scipy import optimize
 
-from privacy.backends import Group, pld_epsilon, rdp_epsilon
+from privacy.backends import pld_epsilon, rdp_epsilon
 from privacy.errors import AccountingError, PlanError
-from privacy.fields import choice_problem, integer_problem, number_problem, require_fields
+from privacy.fields import choice_problem, integer_problem, number_problem
+from privacy.releases import (
+    MAX_STEPS,
+    NEIGHBOURINGS,
+    Neighbouring,
+    Release,
+    Sampler,
+    group_releases,
+    merge_releases,
+)
 
-Sampler = Literal["poisson"]
-Neighbouring = Literal["add_remove"]
+__all__ = [
+    "CURVE_INTERVAL",
+    "FINAL_INTERVAL",
+    "MAX_STEPS",
+    "NEIGHBOURINGS",
+    "Accountant",
+    "AccountantName",
+    "EpsilonPair",
+    "Neighbouring",
+    "PldAccountant",
+    "RdpAccountant",
+    "Release",
+    "Sampler",
+    "calibrate_noise",
+    "check_pair",
+    "delta_is_sensible",
+    "epsilons",
+    "merge_releases",
+]
+
 AccountantName = Literal["rdp", "pld"]
 
 FINAL_INTERVAL = 1e-4
@@ -37,83 +67,8 @@ FINAL_INTERVAL = 1e-4
 CURVE_INTERVAL = 1e-3
 """Grid for curves of many points: about 10 times faster, epsilon about 1e-3 larger (never smaller)."""
 
-MAX_STEPS = 1_000_000
-"""Most steps of one release: beyond it the accountants cost minutes, which a hostile document could ask for."""
-
 _MOST_NOISE = 1e5
 _PLD_TOLERANCE = 1e-2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """The event that a sampler and its noise produced: `steps` Poisson-sampled Gaussian sums.
-
-    Attributes:
-        sampling_probability: q, probability of each patient in each step, in (0, 1]; a public constant.
-        noise_multiplier: sigma, standard deviation of the noise over the clip bound [dimensionless], > 0.
-        steps: Number of steps, 0 to MAX_STEPS.
-        sampler: `poisson`, the only sampler with a proven amplification here.
-        neighbouring: `add_remove` one unit.
-    """
-
-    sampling_probability: float
-    noise_multiplier: float
-    steps: int
-    sampler: Sampler = "poisson"
-    neighbouring: Neighbouring = "add_remove"
-
-    def __post_init__(self) -> None:
-        problems = [
-            *number_problem(
-                "sampling_probability",
-                self.sampling_probability,
-                low=0.0,
-                high=1.0,
-                rule="a number in (0, 1]",
-            ),
-            *number_problem(
-                "noise_multiplier", self.noise_multiplier, low=0.0, high=math.inf, rule="a finite number > 0"
-            ),
-            *integer_problem("steps", self.steps, low=0, high=MAX_STEPS),
-            *choice_problem("sampler", self.sampler, choices=("poisson",)),
-            *choice_problem("neighbouring", self.neighbouring, choices=("add_remove",)),
-        ]
-        if problems:
-            raise PlanError("release", problems)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON values."""
-        return {
-            "sampling_probability": self.sampling_probability,
-            "noise_multiplier": self.noise_multiplier,
-            "steps": self.steps,
-            "sampler": self.sampler,
-            "neighbouring": self.neighbouring,
-        }
-
-    @classmethod
-    def from_dict(cls, payload: object) -> Release:
-        """Read what `to_dict` wrote; unknown, missing or invalid fields are refused together.
-
-        Raises:
-            PlanError: names every problem.
-        """
-        names = ("sampling_probability", "noise_multiplier", "steps", "sampler", "neighbouring")
-        fields: dict[str, Any] = dict(require_fields(payload, subject="release", names=names))
-        return cls(**fields)
-
-
-def merge_releases(releases: Iterable[Release]) -> tuple[Release, ...]:
-    """Return the history with neighbours of equal parameters joined and empty ones dropped, in its order."""
-    merged: list[Release] = []
-    for release in releases:
-        if release.steps == 0:
-            continue
-        if merged and _parameters(merged[-1]) == _parameters(release):
-            merged[-1] = dataclasses.replace(release, steps=merged[-1].steps + release.steps)
-        else:
-            merged.append(release)
-    return tuple(merged)
 
 
 class Accountant(Protocol):
@@ -149,7 +104,7 @@ class RdpAccountant:
 
     def epsilon(self, releases: Sequence[Release], delta: float) -> float:
         """Return an upper bound on epsilon at `delta`; see `Accountant`."""
-        return rdp_epsilon(_canonical(releases), _checked_delta(delta))
+        return rdp_epsilon(group_releases(releases), _checked_delta(delta))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +129,7 @@ class PldAccountant:
 
     def epsilon(self, releases: Sequence[Release], delta: float) -> float:
         """Return an upper bound on epsilon at `delta`; see `Accountant`."""
-        return pld_epsilon(_canonical(releases), _checked_delta(delta), self.interval)
+        return pld_epsilon(group_releases(releases), _checked_delta(delta), self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +181,7 @@ def calibrate_noise(
     sampling_probability: float,
     steps: int,
     accountant: AccountantName = "pld",
+    neighbouring: Neighbouring = "add_remove",
     tolerance: float = 1e-3,
 ) -> float:
     """Return the noise multiplier that spends a target epsilon, and not more.
@@ -236,6 +192,7 @@ def calibrate_noise(
         sampling_probability: q in (0, 1].
         steps: Steps of all rounds together, 1 to MAX_STEPS.
         accountant: Which bound has to meet the target.
+        neighbouring: Of which relation epsilon is; the sampler is Poisson.
         tolerance: How far below the target epsilon may be, relative, in (0, 0.5].
 
     Returns:
@@ -250,13 +207,17 @@ def calibrate_noise(
         *number_problem("delta", delta, low=0.0, high=1.0 - 1e-12, rule="a number in (0, 1)"),
         *integer_problem("steps", steps, low=1, high=MAX_STEPS),
         *choice_problem("accountant", accountant, choices=("rdp", "pld")),
+        *choice_problem("neighbouring", neighbouring, choices=NEIGHBOURINGS),
     ]
     if problems:
         raise PlanError("calibration", problems)
 
     def spent(reader: Accountant, noise_multiplier: float) -> float:
         release = Release(
-            sampling_probability=sampling_probability, noise_multiplier=noise_multiplier, steps=steps
+            sampling_probability=sampling_probability,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+            neighbouring=neighbouring,
         )
         return reader.epsilon([release], delta)
 
@@ -273,24 +234,16 @@ def calibrate_noise(
 def delta_is_sensible(delta: float, num_patients_public: int) -> bool:
     """Return whether `delta` < 1 / n for a public number of patients n.
 
-    At delta = 1 / n a mechanism may publish one patient in full and still count as private, so n must be a
-    public bound (enrolment), not a count of the cohort.
+    At delta = 1 / n a mechanism may publish one patient in full and still count as private. n must be public:
+    an upper bound agreed at enrolment ("at most 2000 patients"), never a count of the cohort. Compare at the
+    site, once, when the roster is written: whether the true cohort fits the bound is the site's own business
+    there. Never at a request: an answer that depends on the count of that day publishes it, bit by bit.
+
+    Args:
+        delta: In (0, 1).
+        num_patients_public: Public upper bound on the number of patients, >= 1.
     """
     return delta > 0.0 and delta * num_patients_public < 1.0
-
-
-def _parameters(release: Release) -> tuple[object, ...]:
-    """Return what must be equal for two releases to be joined."""
-    return (release.sampling_probability, release.noise_multiplier, release.sampler, release.neighbouring)
-
-
-def _canonical(releases: Sequence[Release]) -> tuple[Group, ...]:
-    """Return the history as sorted groups: composition does not depend on the order of fixed parameters."""
-    steps: dict[tuple[float, float], int] = {}
-    for release in releases:
-        key = (float(release.sampling_probability), float(release.noise_multiplier))
-        steps[key] = steps.get(key, 0) + release.steps
-    return tuple((q, noise, count) for (q, noise), count in sorted(steps.items()) if count > 0)
 
 
 def _checked_delta(delta: float) -> float:

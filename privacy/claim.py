@@ -1,9 +1,6 @@
-"""What a site says about its releases, and where it writes them down before it trains.
+"""What a site says about its releases: the parameters of everything released, with delta and unit.
 
-- `Claim`: the parameters of everything released, with delta and unit; epsilon is recomputed from them.
-- `Spending`: reserve before training, commit after. The tamper-evident ledger will implement it.
-- `SpendJournal` (from `privacy.journal`): a durable file of JSON lines that implements it until then. It
-  survives crashes; it is **not** tamper-evident: who can write the file can shorten it.
+Epsilon is recomputed from them. What stands behind a claim is the site's ledger (`privacy.ledger`).
 """
 
 from __future__ import annotations
@@ -11,17 +8,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from privacy.accounting import FINAL_INTERVAL, EpsilonPair, Release, epsilons, merge_releases
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, number_problem, parse_json, require_fields
-from privacy.journal import SpendJournal
 from privacy.plan import Unit
 
 ClaimKind = Literal["dp", "seeded", "none"]
-
-__all__ = ["Claim", "ClaimKind", "SpendJournal", "Spending"]
 
 _FIELDS = ("site", "unit", "delta", "kind", "releases")
 
@@ -108,27 +102,3 @@ def _delta_problem(delta: object, kind: object) -> list[str]:
     if kind == "none" and delta == 0:
         return []
     return number_problem("delta", delta, low=0, high=math.nextafter(1, 0), rule="a number in (0, 1)")
-
-
-class Spending(Protocol):
-    """Where budget is written down: reserve first, then train, then commit."""
-
-    def reserve(self, key: str, release: Release) -> None:
-        """Write the full cost durably before any data is opened.
-
-        Args:
-            key: Identifies the work (run, round, base weights); the same key twice is one cost.
-            release: What the work may spend at most.
-
-        Raises:
-            RefusedError: nothing may run.
-        """
-        ...
-
-    def commit(self, key: str, steps_done: int) -> None:
-        """Write what was spent; a reservation without a commit counts in full."""
-        ...
-
-    def history(self) -> tuple[Release, ...]:
-        """Return everything spent, in order of reservation."""
-        ...

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from privacy.accounting import MAX_STEPS, Neighbouring, Release
+from privacy.accounting import MAX_STEPS, NEIGHBOURINGS, Neighbouring, Release
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem, require_fields
 from privacy.unsafe import NoPrivacy
@@ -40,7 +40,7 @@ class PrivacyPlan:
         max_records_per_patient: Cap on the records that a sampled patient contributes, >= 1; a random subset
             of that size is drawn anew each time. It bounds the work, not the privacy: a patient is clipped as
             a whole.
-        neighbouring: `add_remove` one unit.
+        neighbouring: Of which relation epsilon is: `add_remove` one unit, or `replace_one`. The run is the same.
         randomness: `os`, or `seeded` for tests and simulation: then no privacy is claimed.
         grad_engine: How gradients of each patient are computed; results agree up to rounding.
     """
@@ -70,7 +70,7 @@ class PrivacyPlan:
             *number_problem("delta", self.delta, low=0, high=math.nextafter(1, 0), rule="a number in (0, 1)"),
             *choice_problem("unit", self.unit, choices=("patient", "record")),
             *integer_problem("max_records_per_patient", self.max_records_per_patient, low=1),
-            *choice_problem("neighbouring", self.neighbouring, choices=("add_remove",)),
+            *choice_problem("neighbouring", self.neighbouring, choices=NEIGHBOURINGS),
             *choice_problem("randomness", self.randomness, choices=("os", "seeded")),
             *choice_problem("grad_engine", self.grad_engine, choices=("opacus", "vmap")),
         ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from privacy.accounting import Release
+from privacy.accounting import Neighbouring, Release
 from privacy.noise import KeyStream
 
 
@@ -41,11 +41,20 @@ class PoissonSampler:
             chosen = self._stream.uniform(self._num_patients) < self._event.sampling_probability
             yield np.flatnonzero(chosen).astype(np.int64)
 
-    def release(self, noise_multiplier: float, steps: int) -> Release:
-        """Return the event of `steps` samples of this sampler under Gaussian noise of `noise_multiplier`."""
+    def release(
+        self, noise_multiplier: float, steps: int, *, neighbouring: Neighbouring = "add_remove"
+    ) -> Release:
+        """Return the event of `steps` samples of this sampler under Gaussian noise of `noise_multiplier`.
+
+        Args:
+            noise_multiplier: sigma > 0.
+            steps: Samples drawn.
+            neighbouring: The plan's: sampling is the same under both relations, its cost is not.
+        """
         return Release(
             sampling_probability=self._event.sampling_probability,
             noise_multiplier=noise_multiplier,
             steps=steps,
             sampler="poisson",
+            neighbouring=neighbouring,
         )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.accounting import Release
-from privacy.clipping import Batch, Gradients, build_engine, patient_chunks
+from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, number_problem
 from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
@@ -39,6 +40,9 @@ from privacy.unsafe import NoPrivacy, warn_unsafe
 
 OnStep = Callable[[int, float], None]
 """Called with the step (from 0) and the mean loss of the sampled patients: private, for a local log."""
+
+Observer = Callable[[Gradients], None]
+"""Called with what a step releases, before the optimiser steps: the noised mean, post-processing of it is free."""
 
 
 class Patients(Protocol):
@@ -129,6 +133,9 @@ def train_private(
     latent_size: int,
     proximal_mu: float = 0.0,
     on_step: OnStep | None = None,
+    observe: Observer | None = None,
+    engine: GradientEngine | None = None,
+    stop_at: float | None = None,
     max_physical_records: int = 256,
 ) -> Training:
     """Train `module` in place with patient-level DP-SGD.
@@ -146,6 +153,9 @@ def train_private(
         latent_size: Z.
         proximal_mu: FedProx weight, >= 0; the base is the weights at the call.
         on_step: Local log; not called for an empty sample.
+        observe: Sees every step's noised mean and nothing else (`audit`).
+        engine: Replaces the engine that the plan names: for tests, which break it on purpose.
+        stop_at: Deadline on the clock of `time.monotonic` [s], checked before each step.
         max_physical_records: Records computed at once, >= 1; bounds memory, not the batch.
 
     Returns:
@@ -153,6 +163,8 @@ def train_private(
 
     Raises:
         PlanError: the randomness is not of the plan's kind.
+        TimeoutError: the deadline passed with steps left. The weights are half trained and must not be released; the
+            budget stays reserved, because how far a site got in a given time can depend on its data.
 
     Guarantees:
         See the module docstring (tests/unit/privacy/test_training.py, tests/statistical/test_noise.py).
@@ -164,7 +176,7 @@ def train_private(
         raise PlanError(
             "privacy plan", [f"randomness is {plan.randomness!r}, but {randomness.kind!r} was given"]
         )
-    engine = build_engine(plan.grad_engine, max_rows=max_physical_records)
+    engine = engine or build_engine(plan.grad_engine, max_rows=max_physical_records)
     sampler = PoissonSampler(
         num_patients=patients.num_patients,
         sampling_probability=plan.sampling_probability,
@@ -175,6 +187,7 @@ def train_private(
     num_nonfinite = steps_done = 0
     with _train_mode(module):
         for step, chosen in enumerate(sampler.samples(plan.steps)):
+            _check_deadline(stop_at)
             batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
             clipped = engine.clipped_sum(
                 module,
@@ -183,14 +196,17 @@ def train_private(
                 kl_weight=kl_weight,
                 max_grad_norm=plan.max_grad_norm,
             )
-            descent.step(noised_mean(clipped.sum, plan, noise))
+            released = noised_mean(clipped.sum, plan, noise)
+            if observe is not None:
+                observe(released)
+            descent.step(released)
             num_nonfinite += clipped.num_nonfinite
             steps_done += 1
             counted = len(chosen) - clipped.num_nonfinite
             if on_step is not None and counted > 0:
                 on_step(step, clipped.loss_sum / counted)
     return Training(
-        release=sampler.release(plan.noise_multiplier, steps_done),
+        release=sampler.release(plan.noise_multiplier, steps_done, neighbouring=plan.neighbouring),
         steps_done=steps_done,
         num_nonfinite=num_nonfinite,
     )
@@ -305,6 +321,12 @@ def _train_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+def _check_deadline(stop_at: float | None) -> None:
+    """Refuse to start another step after the deadline; the message tells nothing of the data or the progress."""
+    if stop_at is not None and time.monotonic() >= stop_at:
+        raise TimeoutError("the maximum run time is over before all steps are done; nothing may be released")
 
 
 def _streams(randomness: Randomness) -> tuple[KeyStream, np.random.Generator, np.random.Generator]:

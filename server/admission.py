@@ -9,8 +9,8 @@ Guarantees (tests/unit/server/test_admission.py, tests/unit/server/test_hostile.
     bound, relative to the weights that were sent, for this run and round, and from the site that was asked. A
     rejection holds a site and a code from a closed vocabulary: never a value, never text from the other end.
 
-It does not judge whether an admissible update is honest (`server.robust` bounds that), nor what a claim is
-worth.
+It does not judge whether an admissible update is honest (`server.robust` bounds that), nor what stands behind
+a claim (`server.witness` does, where a site has a ledger).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from client.contract import (
     Description,
     Failure,
     FailureCode,
+    Plan,
     TrainRequest,
     Update,
     Weights,
@@ -38,6 +39,8 @@ from client.contract import (
     configs_of,
     decode_reply,
 )
+from privacy.claim import Claim
+from privacy.plan import PrivacyPlan
 from server.errors import ServerError, StrategyError
 from vae.weights import hash_weights
 
@@ -75,6 +78,12 @@ class RejectionCode(StrEnum):
     NOT_FINITE = "not-finite"
     NORM_TOO_LARGE = "norm-too-large"
     HASH_MISMATCH = "hash-mismatch"
+    CLAIM = "claim-mismatch"
+    RECEIPT_MISSING = "receipt-missing"
+    RECEIPT_INVALID = "receipt-invalid"
+    RECEIPT_OTHER = "receipt-of-other-work"
+    ROLLED_BACK = "ledger-rolled-back"
+    FORKED = "ledger-forked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +136,7 @@ class Expectation:
         round: As in the request.
         base_hash: As in the request.
         shapes: name -> shape of the weights that were sent; all are float32.
+        plan: What privacy was asked for; None does not compare.
     """
 
     site: str
@@ -134,6 +144,7 @@ class Expectation:
     round: int
     base_hash: str
     shapes: Mapping[str, tuple[int, ...]]
+    plan: Plan | None = None
 
     @classmethod
     def of(cls, site: str, request: TrainRequest, weights: Weights) -> Expectation:
@@ -144,6 +155,7 @@ class Expectation:
             round=request.round,
             base_hash=request.base_hash,
             shapes={name: tuple(array.shape) for name, array in weights.items()},
+            plan=request.plan,
         )
 
 
@@ -175,6 +187,8 @@ class Admission:
         """
         update = _decode(_content(reply, expected), expected)
         self._check_identity(update, expected)
+        if not keeps(update.claim, expected.plan):
+            raise RejectedError(expected.site, RejectionCode.CLAIM)
         self._check_values(update, expected.site)
         return update
 
@@ -199,6 +213,17 @@ class Admission:
             raise RejectedError(site, RejectionCode.NORM_TOO_LARGE)
         if hash_weights(update.delta) != update.update_hash:
             raise RejectedError(site, RejectionCode.HASH_MISMATCH)
+
+
+def keeps(claim: Claim, plan: Plan | None) -> bool:
+    """Return whether a claim promises at least what was asked for: a site may tighten, never loosen."""
+    if not isinstance(plan, PrivacyPlan):
+        return True
+    return (
+        claim.kind in (("dp",) if plan.randomness == "os" else ("dp", "seeded"))
+        and claim.unit in (plan.unit, "patient")
+        and claim.delta <= plan.delta
+    )
 
 
 def update_norm(delta: Weights) -> float:

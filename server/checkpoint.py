@@ -53,6 +53,7 @@ class Checkpoint:
         rejections: All so far.
         claims: Site -> its latest admitted claim, as JSON.
         participation: For each round from 1: site -> `admitted`, or why not.
+        heads: Ledger heads that were kept, as `server.witness` gives them.
     """
 
     round: int
@@ -63,6 +64,7 @@ class Checkpoint:
     rejections: tuple[Rejection, ...] = ()
     claims: Mapping[str, str] = field(default_factory=dict)
     participation: tuple[Mapping[str, str], ...] = ()
+    heads: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
@@ -175,6 +177,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "rejections": [_rejection_to_dict(rejection) for rejection in checkpoint.rejections],
         "claims": dict(checkpoint.claims),
         "participation": [dict(status) for status in checkpoint.participation],
+        "heads": dict(checkpoint.heads),
     }
     text = _canonical(body)
     with (folder / _MANIFEST).open("w", encoding="utf-8") as file:
@@ -210,6 +213,7 @@ def _read(folder: Path, round_: int) -> Checkpoint:
         rejections=tuple(_rejection_from_dict(entry) for entry in body["rejections"]),
         claims=body["claims"],
         participation=tuple(body["participation"]),
+        heads=body.get("heads", {}),  # checkpoints of before there were ledgers have none
     )
 
 

@@ -5,6 +5,7 @@
     ├── StrategyError      settings of a strategy are invalid, or would do nothing
     ├── AggregationError   the rule cannot be applied to these updates; the round is not applied
     ├── QuorumLostError    too few updates were admitted; the round is not applied
+    │   └── BudgetSpentError   and too few sites have budget left for another round: the run is over
     ├── CheckpointError    a checkpoint cannot be written, read or resumed from
     └── RejectedError      one reply is refused (`server.admission`); the round goes on without it
 
@@ -59,6 +60,18 @@ class QuorumLostError(ServerError):
         super().__init__(
             f"round {round}: {len(self.admitted)} updates admitted ({names}), quorum is {quorum}; "
             "see the rejections, bring the sites back and resume, or lower the quorum"
+        )
+
+
+class BudgetSpentError(QuorumLostError):
+    """So many sites have refused for want of budget that no further round can reach the quorum."""
+
+    def __init__(self, lost: QuorumLostError, spent: Sequence[str]) -> None:
+        super().__init__(round=lost.round, admitted=lost.admitted, quorum=lost.quorum, state=lost.state)
+        self.spent = tuple(spent)
+        self.args = (
+            f"round {lost.round}: {', '.join(self.spent)} refused: their privacy budget does not allow another round; "
+            f"quorum is {lost.quorum}, so the run ends with the model of round {lost.round - 1}",
         )
 
 

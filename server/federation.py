@@ -14,11 +14,11 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from client.contract import LearningPlan, Plan, TrainRequest, Weights
-from server.admission import Admission
+from client.contract import FailureCode, LearningPlan, Plan, TrainRequest, Weights
+from server.admission import Admission, RejectionCode
 from server.checkpoint import Checkpoint, latest, save
 from server.clock import Clock
-from server.errors import AggregationError, QuorumLostError
+from server.errors import AggregationError, BudgetSpentError, QuorumLostError
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
 from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy
@@ -78,6 +78,7 @@ class FederationPlan:
             plan=self.plans[site],
             learning=learning,
             initial_seed=self.initial_seed,
+            num_sites=len(self.site_weights),
         )
 
 
@@ -134,6 +135,7 @@ def federate(
     Raises:
         EnrolmentError: a site did not answer.
         QuorumLostError: too few admitted updates in `patience` rounds in a row; the rounds before are saved.
+        BudgetSpentError: so many sites refuse for want of budget that the quorum is out of reach; likewise.
         AggregationError: likewise, since the rule could not work with those that were admitted.
         CheckpointError: the folder holds another run's checkpoints.
     """
@@ -159,7 +161,10 @@ def federate(
         messages = strategy.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
         try:
             strategy.aggregate_train(round_, collector.collect(messages, sites))
-        except (QuorumLostError, AggregationError):
+        except (QuorumLostError, AggregationError) as lost:
+            spent = _without_budget(strategy)
+            if isinstance(lost, QuorumLostError) and len(nodes) - len(spent) < plan.quorum:
+                raise BudgetSpentError(lost, spent) from lost
             if _lost_in_a_row(strategy) >= plan.patience:
                 raise
         progress = Progress(round=round_, state=strategy.state())
@@ -173,6 +178,12 @@ def _lost_in_a_row(strategy: FederatedStrategy) -> int:
     """Return how many of the last rounds were not applied, up to the one that just ended."""
     lost = takewhile(lambda status: ADMITTED not in status.values(), reversed(strategy.participation))
     return sum(1 for _ in lost)
+
+
+def _without_budget(strategy: FederatedStrategy) -> list[str]:
+    """Return the sites that refused the last round because their budget is spent: they will refuse the next, too."""
+    refused = f"{RejectionCode.SITE_FAILED.value}:{FailureCode.BUDGET.value}"
+    return [site for site, status in strategy.participation[-1].items() if status == refused]
 
 
 def _resume(strategy: FederatedStrategy, before: Checkpoint | None) -> Progress:
@@ -190,6 +201,7 @@ def _state(before: Checkpoint) -> StrategyState:
         rejections=before.rejections,
         claims=before.claims,
         participation=before.participation,
+        heads=before.heads,
     )
 
 
@@ -205,4 +217,5 @@ def _checkpoint(plan: FederationPlan, progress: Progress) -> Checkpoint:
         rejections=state.rejections,
         claims=state.claims,
         participation=state.participation,
+        heads=state.heads,
     )

@@ -16,8 +16,9 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
@@ -30,6 +31,7 @@ from server.aggregate import Aggregator
 from server.errors import AggregationError, CheckpointError, QuorumLostError, StrategyError
 from server.optimise import ServerOptimiser
 from server.settings import StrategySettings
+from server.witness import Witness
 from vae.weights import hash_weights
 
 __all__ = ["ADMITTED", "FederatedStrategy", "StrategySettings", "StrategyState", "make_strategy"]
@@ -49,6 +51,7 @@ class StrategyState:
         rejections: All so far.
         claims: Site -> its latest admitted claim, as JSON.
         participation: For each round from 1: site -> `admitted`, or why not.
+        heads: Ledger heads that were kept (`server.witness`).
     """
 
     weights: Weights
@@ -56,6 +59,7 @@ class StrategyState:
     rejections: tuple[Rejection, ...]
     claims: Mapping[str, str]
     participation: tuple[Mapping[str, str], ...]
+    heads: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,7 @@ class FederatedStrategy(Strategy):
         self._shares = {site: site_weights[site] / max(site_weights.values()) for site in self._enrolled}
         self._aggregator, self._optimiser, self._admission = aggregator, optimiser, admission
         self._request_for = request_for
+        self._witness = Witness(list(self._enrolled))
         self._asked: list[_Asked] = []
         self._by_id: dict[str, _Asked] = {}
 
@@ -137,7 +142,10 @@ class FederatedStrategy(Strategy):
         messages: list[Message] = []
         self._asked, self._by_id = [], {}
         for site, node in self._enrolled.items():
-            request = self._request_for(site, server_round, base_hash)
+            request = replace(
+                self._request_for(site, server_round, base_hash),
+                heads=self._witness.heads_for(site, server_round),
+            )
             message = Message(_content(request, encoded), node, MessageType.TRAIN, group_id=str(server_round))
             expected = Expectation.of(site, request, self.weights)
             self._asked.append(_Asked(metadata=message.metadata, expected=expected))
@@ -214,6 +222,7 @@ class FederatedStrategy(Strategy):
             rejections=tuple(self.rejections),
             claims=dict(self.claims),
             participation=tuple(dict(status) for status in self.participation),
+            heads=self._witness.state(),
         )
 
     def restore(self, state: StrategyState) -> None:
@@ -232,6 +241,7 @@ class FederatedStrategy(Strategy):
         self.rejections = list(state.rejections)
         self.claims = dict(state.claims)
         self.participation = [dict(status) for status in state.participation]
+        self._witness.restore(state.heads)
 
     def _take(self, reply: Message, pending: dict[str, _Asked], status: dict[str, str], round_: int) -> None:
         """Admit one reply into the aggregate, or reject it."""
@@ -243,11 +253,14 @@ class FederatedStrategy(Strategy):
             return self.rejections.append(Rejection(round=round_, site=site, code=RejectionCode.DUPLICATE))
         try:
             update = self._admission.check(reply, asked.expected)
+            if fault := self._witness.fault(site, update):
+                raise RejectedError(site, fault)
         except RejectedError as refusal:
             if refusal.code is not RejectionCode.SITE_FAILED:
                 self._aggregator.refuse(site)
             return self._reject(refusal.rejection(round_), status)
         self._aggregator.add(site, self._shares[site], update.delta)
+        self._witness.take(site, update)
         self.claims[site] = update.claim.to_json()
         status[site] = ADMITTED
         return None

@@ -13,6 +13,7 @@ from deploy.config import Experiment
 from deploy.plans import ALL_RECORDS
 from deploy.simulation import diary
 from deploy.simulation.judge import judge, latent_use, pictures
+from deploy.simulation.ledgers import ledger_path
 from deploy.simulation.run import Setting, Trained
 from deploy.simulation.sites import POOLED, refused_records, spent_by_round
 from privacy.accounting import CURVE_INTERVAL, Release, epsilons
@@ -199,7 +200,11 @@ def _privacy(setting: Setting, plan: FederationPlan) -> PrivacyFacts | None:
     left the site and is spent, though no admitted claim says so.
     """
     asked = {site: each for site, each in plan.plans.items() if isinstance(each, PrivacyPlan)}
-    spent = {site: spent_by_round(setting.out / "sites", site, plan.run_id) for site in asked}
+    folder = setting.out / "sites"
+    spent = {
+        site: spent_by_round(folder, site, plan.run_id, ledger_path(setting.experiment, folder, site))
+        for site in asked
+    }
     made = [_site_privacy(site, asked[site], releases) for site, releases in spent.items() if releases]
     if not made:
         return None

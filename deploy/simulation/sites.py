@@ -11,7 +11,7 @@ import functools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -27,10 +27,17 @@ from client.app import make_app
 from client.contract import Plan, TrainRequest
 from deploy.config import Experiment
 from deploy.errors import EngineError
+from deploy.simulation.ledgers import ledger_path, open_spending
 from deploy.simulation.workers import interrupts_kept
 from deploy.sources import DicomData, NiftiData, OwnData, TableData
 from privacy.accounting import Release, merge_releases
+from privacy.budget import Spending
+from privacy.errors import RefusalCode
+from privacy.heads import Head, Receipt
+from privacy.ledger import Ledger
 from privacy.noise import Randomness, SeededRandomness
+from privacy.plan import PrivacyPlan
+from privacy.records import Work
 from privacy.unsafe import UnsafeWarning
 from vae.data.cohort import Cohort, SiteData, concatenate
 from vae.data.intake import QUARANTINE_NAME
@@ -198,7 +205,7 @@ def _open_cohort(data: NiftiData | DicomData | TableData, site: str, cache: Path
 class SimulatedSpending:
     """What a virtual site has spent in a run: a file that survives a kill, without the cost of a flush to disk.
 
-    Implements `privacy.claim.Spending`. A simulation has no budget to protect; a hospital's record is another class.
+    Implements `privacy.budget.Spending` where an experiment gives its hospitals no budget: nothing is refused.
 
     Args:
         path: JSON lines, one a reservation.
@@ -213,8 +220,12 @@ class SimulatedSpending:
         for key, release in _entries(text):
             self._note(key, release)
 
-    def reserve(self, key: str, release: Release) -> None:
-        """Write the cost; the same key twice is one cost."""
+    def check(self, heads: Iterable[Head]) -> None:
+        """Nobody has seen a head of what is no ledger."""
+
+    def reserve(self, work: Work, plan: PrivacyPlan, *, model: str) -> str | None:
+        """Write the cost; the same work twice is one cost."""
+        key, release = f"{work.run}/{work.round}/{work.base}", plan.release()
         if key not in self._keys:
             self._note(key, release)
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,13 +233,29 @@ class SimulatedSpending:
             with self._path.open("a") as file:
                 file.write("\n" + line if self._torn else line)  # never onto a torn line: both would be lost
             self._torn = False
+        return None
 
-    def commit(self, key: str, steps_done: int) -> None:
+    def commit(self, work: Work, steps: int, update: str) -> None:
         """Nothing to write: a simulated round does all its steps, or the run ends."""
 
-    def history(self) -> tuple[Release, ...]:
+    def refuse(self, work: Work, code: RefusalCode) -> None:
+        """Nothing to write: virtual sites without a budget refuse nothing."""
+
+    def may_sample(self, work: Work, patients: Sequence[str]) -> Sequence[bool]:
+        """Return that everybody may be sampled."""
+        return [True] * len(patients)
+
+    def history(self, run: str) -> tuple[Release, ...]:
         """Return everything spent, in order, neighbours of equal parameters joined as a claim joins them."""
         return self._history
+
+    def receipt(self, work: Work, heads: Sequence[Head]) -> Receipt | None:
+        """Return nothing: there is no ledger."""
+        return None
+
+    def witness(self, heads: Iterable[Head]) -> tuple[Head, ...]:
+        """Keep nothing."""
+        return ()
 
     def _note(self, key: str, release: Release) -> None:
         """Add a cost to the history; joined at once, so that round 1,000 costs no more time than round 1."""
@@ -237,14 +264,22 @@ class SimulatedSpending:
             self._history = merge_releases((*self._history, release))
 
 
-def spent_by_round(folder: Path, site: str, run_id: str) -> list[tuple[int, Release]]:
+def spent_by_round(
+    folder: Path, site: str, run_id: str, ledger: Path | None = None
+) -> list[tuple[int, Release]]:
     """Return (round, cost) of everything that a virtual site has spent in a run, in order.
 
     Args:
         folder: Of all sites.
         site: Its name.
         run_id: Names the run.
+        ledger: Of the site, if it has one.
     """
+    if ledger is not None:
+        if not ledger.exists():
+            return []
+        paid = Ledger.open(ledger).state().reservations.items()
+        return [(work.round, release) for work, one in paid if work.run == run_id for release in one.cost]
     path = _spent_path(folder / site, run_id)
     return [
         (int(key.split("/")[-2]), release)
@@ -307,7 +342,8 @@ class VirtualSites:
         expect_unsafe_arms()
         experiment = Experiment.model_validate_json(self.experiment)
         folder = self.folder / name
-        spending: dict[str, SimulatedSpending] = {}
+        spending: dict[str, Spending] = {}
+        ledger = None if name == POOLED else ledger_path(experiment, self.folder, name)
 
         def open_data() -> SiteData:
             if name == POOLED:
@@ -317,12 +353,17 @@ class VirtualSites:
         def randomness(request: TrainRequest) -> Randomness:
             return SeededRandomness(experiment.seed, request.run_id, name, request.round)
 
-        def spent(run_id: str) -> SimulatedSpending:
-            if run_id not in spending:  # its file is read once, not at every round
-                spending[run_id] = SimulatedSpending(_spent_path(folder, run_id))
-            return spending[run_id]
+        def spent(run_id: str) -> Spending:
+            key = run_id if ledger is None else ""  # a ledger is one for all runs
+            if key not in spending:  # its file is read once, not at every round
+                spending[key] = (
+                    SimulatedSpending(_spent_path(folder, run_id))
+                    if ledger is None
+                    else open_spending(experiment, ledger, name, lambda: site.data().train.patients)
+                )
+            return spending[key]
 
-        return Site(
+        site = Site(
             name,
             open_data=open_data,
             folder=folder,
@@ -332,6 +373,7 @@ class VirtualSites:
             keep_updates=False,
             models=_models(),
         )
+        return site
 
 
 def expect_unsafe_arms() -> None:

@@ -50,7 +50,7 @@ def some_update(megabytes: int) -> Update:
     rng = np.random.default_rng(0)
     size = megabytes * 2**20 // 4 // TENSORS
     delta: Weights = {f"layer{i}": 1e-4 * rng.standard_normal(size, dtype=np.float32) for i in range(TENSORS)}
-    claim = Claim(site="site-1", unit="patient", delta=1e-5, kind="seeded", releases=(PLAN.release(),))
+    claim = Claim(site="site-1", unit="patient", delta=1e-5, kind="dp", releases=(PLAN.release(),))
     return Update(
         site="site-1",
         run_id="bench",

@@ -89,7 +89,7 @@ def federate_without_training(sites: int, megabytes: int, folder: Path, rounds: 
                 round=request.round,
                 base_hash=request.base_hash,
                 update_hash=hash_weights(delta),
-                claim=Claim(site=self.name, unit="patient", delta=1e-5, kind="seeded", releases=(release,)),
+                claim=Claim(site=self.name, unit="patient", delta=1e-5, kind="dp", releases=(release,)),
                 delta=delta,
             )
 

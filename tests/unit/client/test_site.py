@@ -7,12 +7,14 @@ import pytest
 
 from client.contract import FailureCode, LearningPlan, TrainRequest
 from client.errors import SiteError
+from client.failure import code_of
 from client.site import Site, local_weights
+from privacy.budget import LedgerSpending
 from privacy.errors import RefusalCode, RefusedError
-from privacy.journal import SpendJournal
 from privacy.noise import SeededRandomness, SystemRandomness
 from privacy.plan import PrivacyPlan
 from server.federation import initial_weights
+from tests.support.site_ledgers import POLICY, open_ledger
 from vae.data.toy import ToySpec, open_toy
 from vae.spec import ModelSpec
 from vae.weights import hash_weights
@@ -34,26 +36,31 @@ class _Events(list):
     """What happened, in order."""
 
 
-class _Spending:
-    """Notes when it is asked, beside a real journal."""
+class _Spending(LedgerSpending):
+    """Notes when it is asked, beside a real ledger."""
 
-    def __init__(self, journal, events):
-        self._journal, self._events = journal, events
+    def __init__(self, ledger, policy, events):
+        super().__init__(ledger, policy)
+        self._events = events
 
-    def reserve(self, key, release):
-        self._journal.reserve(key, release)
+    def reserve(self, work, plan, *, model):
+        known = super().reserve(work, plan, model=model)
         self._events.append("reserve")
+        return known
 
-    def commit(self, key, steps_done):
-        self._journal.commit(key, steps_done)
+    def commit(self, work, steps, update):
+        super().commit(work, steps, update)
         self._events.append("commit")
 
-    def history(self):
-        return self._journal.history()
 
-
-def _site(tmp_path, *, events=None, decide=lambda request: request.plan, keep_updates=True, seed=1, os=False):
+def _site(
+    tmp_path, *, events=None, decide=lambda request: request.plan, keep_updates=True, seed=1, os=False,
+    epsilon=1e3, **changes,
+):  # fmt: skip
     events = _Events() if events is None else events
+    ledger = open_ledger(
+        tmp_path, DATA.train.patients, epsilon=epsilon, delta=1e-3, seeded=not os, release=PLAN.release()
+    )
 
     def open_data():
         events.append("open")
@@ -69,8 +76,9 @@ def _site(tmp_path, *, events=None, decide=lambda request: request.plan, keep_up
         folder=tmp_path,
         decide=decide,
         randomness=randomness,
-        spending=lambda run_id: _Spending(SpendJournal(tmp_path / "spent.jsonl"), events),
+        spending=lambda run_id: _Spending(ledger, POLICY, events),
         keep_updates=keep_updates,
+        **changes,
     )
 
 
@@ -112,7 +120,8 @@ def test_a_repeated_request_is_answered_from_store_and_costs_nothing(tmp_path, w
     first = _site(tmp_path, os=True).train(_request(weights, plan=plan), weights)
     events = _Events()
     again = _site(tmp_path, events=events, os=True).train(_request(weights, plan=plan), weights)
-    assert events == []
+    assert events == ["commit"], "which changes nothing"
+    assert len(open_ledger(tmp_path, DATA.train.patients).entries()) == 3
     assert hash_weights(again.delta) == hash_weights(first.delta)
     assert again.claim == first.claim
 
@@ -141,16 +150,133 @@ def test_weights_of_another_model_are_refused_before_anything(tmp_path):
     assert events == []
 
 
-def test_a_refusing_policy_is_asked_first(tmp_path, weights):
+def test_a_refusing_policy_is_asked_first_and_its_refusal_is_written_down(tmp_path, weights):
     events = _Events()
 
     def refuse(request):
-        raise RefusedError(next(iter(RefusalCode)), "not here")
+        raise RefusedError(RefusalCode.POLICY_MODEL, "not here")
 
+    request = _request(weights)
     with pytest.raises(RefusedError, match="not here"):
-        _site(tmp_path, events=events, decide=refuse).train(_request(weights), weights)
+        _site(tmp_path, events=events, decide=refuse).train(request, weights)
     assert events == []
-    assert not (tmp_path / "spent.jsonl").exists()
+    state = open_ledger(tmp_path, DATA.train.patients).state()
+    assert state.refused == {(request.work, "model-not-allowed")}
+    assert not state.reservations
+
+
+def test_when_the_cap_is_reached_it_refuses_by_name_before_data_are_opened(tmp_path, weights):
+    events = _Events()
+    site = _site(tmp_path, events=events, epsilon=8.0)
+    allowed = 0
+
+    def train_on():
+        nonlocal allowed
+        for round_ in range(1, 50):
+            site.train(_request(weights, round_=round_), weights)
+            allowed, events[:] = round_, []
+
+    with pytest.raises(RefusedError, match=r"epsilon .* of 8 is spent") as refused:
+        train_on()
+    assert allowed >= 1
+    assert refused.value.code is RefusalCode.BUDGET_EXHAUSTED
+    assert code_of(refused.value) is FailureCode.BUDGET
+    assert events == []
+
+
+def test_a_second_study_starts_from_what_the_first_one_spent(tmp_path, weights):
+    def rounds_until_refused(site, run_id):
+        for round_ in range(1, 100):
+            try:
+                site.train(dataclasses.replace(_request(weights, round_=round_), run_id=run_id), weights)
+            except RefusedError:
+                return round_ - 1
+        raise AssertionError("never refused")
+
+    alone = rounds_until_refused(_site(tmp_path / "a", epsilon=12.0), "second")
+    site = _site(tmp_path / "b", epsilon=12.0)
+    for round_ in (1, 2):
+        site.train(_request(weights, round_=round_), weights)
+    assert rounds_until_refused(site, "second") == alone - 2 > 0
+
+
+def test_a_crash_before_the_commit_stays_spent_and_is_not_paid_for_again(tmp_path, weights, monkeypatch):
+    site = _site(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("client.site.train_round", _crash)
+        with pytest.raises(KeyboardInterrupt):
+            site.train(_request(weights), weights)
+    spent = open_ledger(tmp_path, DATA.train.patients).state().releases("c0")
+    assert [release.steps for release in spent] == [3]
+    update = _site(tmp_path).train(_request(weights), weights)
+    assert [release.steps for release in update.claim.releases] == [3]
+
+
+def test_a_crash_between_store_and_commit_sends_the_stored_update_not_another(tmp_path, weights, monkeypatch):
+    plan = dataclasses.replace(PLAN, randomness="os")
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerSpending, "commit", _crash)
+        with pytest.raises(KeyboardInterrupt):
+            _site(tmp_path, os=True).train(_request(weights, plan=plan), weights)
+    events = _Events()
+    update = _site(tmp_path, os=True, events=events).train(_request(weights, plan=plan), weights)
+    assert events == ["commit"]
+    (paid,) = open_ledger(tmp_path, DATA.train.patients).state().reservations.values()
+    assert paid.update == update.update_hash
+
+
+def test_a_committed_update_that_is_lost_is_never_made_again(tmp_path, weights):
+    plan = dataclasses.replace(PLAN, randomness="os")
+    _site(tmp_path, os=True).train(_request(weights, plan=plan), weights)
+    (stored,) = tmp_path.glob("*/update.safetensors")
+    stored.unlink()
+    with pytest.raises(RefusedError, match="update-lost"):
+        _site(tmp_path, os=True).train(_request(weights, plan=plan), weights)
+
+
+def test_a_ledger_older_than_a_witnessed_head_signs_nothing(tmp_path, weights):
+    site = _site(tmp_path)
+    site.train(_request(weights), weights)
+    older = (tmp_path / "ledger.sqlite").read_bytes()
+    head = site.train(_request(weights, round_=2), weights).receipt.head
+    (tmp_path / "ledger.sqlite").write_bytes(older)
+    restored = _site(tmp_path)
+    before = open_ledger(tmp_path, DATA.train.patients).head()
+    with pytest.raises(RefusedError, match="ledger-rolled-back"):
+        restored.train(_request(weights, round_=3, heads=(head,)), weights)
+    assert open_ledger(tmp_path, DATA.train.patients).head() == before
+
+
+def test_an_update_carries_a_receipt_that_a_witness_can_check(tmp_path, weights):
+    site = _site(tmp_path)
+    first = site.train(_request(weights), weights)
+    second = site.train(_request(weights, round_=2, heads=(first.receipt.head,)), weights)
+    asked = {"run": "run", "round_": 2, "base": second.base_hash, "update": second.update_hash}
+    assert second.receipt.fault(**asked, known=first.receipt.head) is None
+    assert second.receipt.fault(**{**asked, "round_": 1}, known=first.receipt.head) is not None
+
+
+def test_only_patients_of_the_ledger_are_trained_on(tmp_path, weights, monkeypatch):
+    few = DATA.train.patients[:5]
+    open_ledger(tmp_path, few, seeded=True)
+    seen = []
+    monkeypatch.setattr(
+        "client.site.train_round", lambda model, cohort, *rest, **more: seen.append(cohort) or _crash()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        _site(tmp_path).train(_request(weights), weights)
+    assert seen[0].patients == few
+
+
+def test_training_that_takes_too_long_is_ended_and_stays_spent(tmp_path, weights):
+    with pytest.raises(TimeoutError):
+        _site(tmp_path, max_runtime_s=1e-9).train(_request(weights), weights)
+    spent = open_ledger(tmp_path, DATA.train.patients).state().releases("c0")
+    assert [release.steps for release in spent] == [3]
+
+
+def _crash(*arguments, **options):
+    raise KeyboardInterrupt
 
 
 def test_a_tightened_plan_is_the_one_that_is_followed_and_claimed(tmp_path, weights):
@@ -161,9 +287,10 @@ def test_a_tightened_plan_is_the_one_that_is_followed_and_claimed(tmp_path, weig
     assert [release.noise_multiplier for release in update.claim.releases] == [3.0]
 
 
-def test_the_record_as_unit_is_claimed_as_such(tmp_path, weights):
+def test_a_plan_that_protects_single_records_is_refused_by_a_ledger_of_patients(tmp_path, weights):
     plan = dataclasses.replace(PLAN, unit="record", max_records_per_patient=1)
-    assert _site(tmp_path).train(_request(weights, plan=plan), weights).claim.unit == "record"
+    with pytest.raises(RefusedError, match="unit-not-patient"):
+        _site(tmp_path).train(_request(weights, plan=plan), weights)
 
 
 @pytest.mark.parametrize("sharing", ["decoder", "encoder", "norm-local"])
@@ -184,11 +311,8 @@ def test_what_is_not_shared_stays_and_is_taken_up_in_the_next_round(sharing, tmp
 def test_equal_requests_give_equal_bits_without_a_store(tmp_path, weights):
     first = _site(tmp_path / "a", keep_updates=False)
     second = _site(tmp_path / "b", keep_updates=False)
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
     deltas = [site.train(_request(weights), weights).delta for site in (first, second)]
     assert hash_weights(deltas[0]) == hash_weights(deltas[1])
-    (tmp_path / "c").mkdir()
     other = _site(tmp_path / "c", seed=2, keep_updates=False).train(_request(weights), weights).delta
     assert hash_weights(other) != hash_weights(deltas[0])
 

@@ -23,6 +23,7 @@ from privacy.accounting import (
     merge_releases,
 )
 from privacy.errors import AccountingError, PlanError, PrivacyError
+from privacy.releases import charged_as
 
 
 def release(steps: int = 10, q: float = 0.1, noise: float = 1.0) -> Release:
@@ -54,7 +55,7 @@ def test_release_reports_every_problem_at_once():
             noise_multiplier=-1.0,
             steps=-1,
             sampler="shuffle",  # type: ignore[arg-type]
-            neighbouring="replace_one",  # type: ignore[arg-type]
+            neighbouring="replace",  # type: ignore[arg-type]
         )
     assert len(caught.value.problems) == 5
     assert isinstance(caught.value, PrivacyError)
@@ -88,6 +89,98 @@ def test_merging_drops_empty_releases_and_keeps_the_total():
     a, b = release(10), release(0, noise=2.0)
     assert merge_releases([b, a, b, a, b]) == (release(20),)
     assert merge_releases([]) == ()
+
+
+def with_(one: Release, **changes: object) -> Release:
+    return dataclasses.replace(one, **changes)  # type: ignore[arg-type]
+
+
+def test_merging_keeps_relations_and_samplers_apart():
+    a = release(10)
+    others = [with_(a, neighbouring="replace_one"), with_(a, sampler="unamplified")]
+    assert merge_releases([a, others[0], others[1], a]) == (a, *others, a)
+
+
+def test_merging_never_hides_an_epoch():
+    # 2.5 epochs a round, each round begins one: 3 + 3 full releases, and not ceil(5) = 5.
+    one = with_(release(25), sampler="shuffled")
+    assert merge_releases([one, one]) == (one, one)
+    assert sum(charged_as(part).steps for part in merge_releases([one, one])) == 6
+
+
+def test_merging_never_makes_a_release_too_long_to_exist():
+    longest = release(1_000_000)
+    assert merge_releases([longest, release(1), longest]) == (longest, release(1), longest)
+
+
+@pytest.mark.parametrize(
+    ("steps", "q", "epochs"),
+    [
+        (10, 0.1, 1),  # 10 * 0.1 is 1.0
+        (11, 0.1, 2),
+        (3, 0.1, 1),  # an epoch begun is an epoch
+        (0, 0.1, 0),
+        (100, 0.07, 7),  # 100 * 0.07 is 7.000000000000001
+        (3, 1 / 3, 1),
+        (49, 1 / 49, 1),  # 49 * (1 / 49) is 0.9999999999999999
+        (50, 1 / 49, 2),
+        (2250, 0.04, 90),
+        (2251, 0.04, 91),
+        (7, 1.0, 7),
+        (1_000_000, 1e-6, 1),
+        (1_000_000, math.nextafter(1e-6, 1), 2),  # that float is above 1e-6
+        (1_000_000, 5e-324, 1),
+    ],
+)
+def test_a_shuffled_release_is_charged_an_epoch_of_everybody_each(steps: int, q: float, epochs: int):
+    assert charged_as(with_(release(steps, q, 2.0), sampler="shuffled")) == (1.0, 2.0, epochs, "add_remove")
+
+
+def test_every_number_of_batches_is_charged_exactly():
+    # Against counting: `epochs` epochs of `batches` steps, and one step more begins another.
+    for batches in range(1, 2000):
+        for epochs in (1, 3):
+            whole = with_(release(batches * epochs, 1 / batches), sampler="shuffled")
+            more = with_(whole, steps=whole.steps + 1)
+            assert (charged_as(whole).steps, charged_as(more).steps) == (epochs, epochs + 1)
+    # The float product alone charges a step too many or too few for some of them.
+    assert any(math.ceil(batches * 3 * (1 / batches)) != 3 for batches in range(1, 2000)) or any(
+        math.ceil(steps * 0.07) != -(-steps * 7 // 100) for steps in range(1, 1000)
+    )
+
+
+def test_without_amplification_everybody_is_in_every_step():
+    assert charged_as(with_(release(45, 0.04, 1.5), sampler="unamplified")) == (1.0, 1.5, 45, "add_remove")
+
+
+@pytest.mark.parametrize("neighbouring", ["add_remove", "replace_one"])
+def test_what_samplers_cost_is_in_the_order_of_what_they_prove(neighbouring: str):
+    one = with_(release(40, 0.05, 2.0), neighbouring=neighbouring)
+    poisson, shuffled, unamplified = (
+        epsilons([with_(one, sampler=sampler)], 1e-5, interval=CURVE_INTERVAL).pld
+        for sampler in ("poisson", "shuffled", "unamplified")
+    )
+    assert poisson < shuffled < unamplified
+
+
+@pytest.mark.parametrize("accountant", [RdpAccountant(), PldAccountant()])
+def test_a_history_that_mixes_relations_is_refused(accountant: RdpAccountant | PldAccountant):
+    a, b = release(10), with_(release(10, noise=5.0), neighbouring="replace_one")
+    with pytest.raises(PlanError, match="this one mixes add_remove and replace_one; keep them apart"):
+        accountant.epsilon([a, b], 1e-5)
+    assert accountant.epsilon([a, with_(b, steps=0)], 1e-5) == accountant.epsilon([a], 1e-5)
+
+
+def test_an_old_release_without_the_new_values_is_read_as_before():
+    old = {
+        "sampling_probability": 0.1,
+        "noise_multiplier": 1.0,
+        "steps": 10,
+        "sampler": "poisson",
+        "neighbouring": "add_remove",
+    }
+    assert Release.from_dict(old) == release()
+    assert release().to_dict() == old
 
 
 def test_merging_twice_changes_nothing():
@@ -128,8 +221,10 @@ def test_a_broken_accountant_is_noticed(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("steps", [1, 7, 400])
 @pytest.mark.parametrize("q", [0.003, 0.1, 1.0])
 @pytest.mark.parametrize("noise", [0.6, 1.5, 6.0])
-def test_pld_never_exceeds_rdp(steps: int, q: float, noise: float):
-    pair = epsilons([release(steps, q, noise)], 1e-5, interval=CURVE_INTERVAL)
+@pytest.mark.parametrize("neighbouring", ["add_remove", "replace_one"])
+def test_pld_never_exceeds_rdp(steps: int, q: float, noise: float, neighbouring: str):
+    one = with_(release(steps, q, noise), neighbouring=neighbouring)
+    pair = epsilons([one], 1e-5, interval=CURVE_INTERVAL)
     assert pair.pld <= pair.rdp + 1e-2
 
 
@@ -152,6 +247,16 @@ def test_calibration_inverts_the_golden_figures():
     assert noise == pytest.approx(1.5, rel=2e-3)
 
 
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_calibration_for_replace_one_meets_the_target_of_that_relation(accountant: str):
+    arguments = {"epsilon": 4.0, "delta": 1e-5, "sampling_probability": 0.05, "steps": 300, "tolerance": 1e-2}
+    noise = calibrate_noise(**arguments, accountant=accountant, neighbouring="replace_one")
+    reader = RdpAccountant() if accountant == "rdp" else PldAccountant()
+    of = with_(release(300, 0.05, noise), neighbouring="replace_one")
+    assert 3.96 <= reader.epsilon([of], 1e-5) <= 4.0
+    assert noise > calibrate_noise(**arguments, accountant=accountant)
+
+
 def test_calibration_needs_less_noise_by_the_tighter_bound():
     arguments = {"epsilon": 4.0, "delta": 1e-5, "sampling_probability": 0.05, "steps": 300, "tolerance": 1e-2}
     assert calibrate_noise(**arguments) < calibrate_noise(**arguments, accountant="rdp")
@@ -165,9 +270,10 @@ def test_calibration_reports_every_problem_at_once():
             sampling_probability=0.1,
             steps=0,
             accountant="gdp",  # type: ignore[arg-type]
+            neighbouring="both",  # type: ignore[arg-type]
             tolerance=0.0,
         )
-    assert len(caught.value.problems) == 5
+    assert len(caught.value.problems) == 6
     with pytest.raises(PlanError, match="sampling_probability"):
         calibrate_noise(epsilon=1.0, delta=1e-5, sampling_probability=1.5, steps=1)
 
@@ -218,12 +324,14 @@ def test_where_no_privacy_is_left_the_bounds_are_equal_and_cheap(q: float, noise
 )
 def test_large_noise_narrows_the_grid_so_that_rounding_does_not_dominate(q: float, noise: float, steps: int):
     # Without it PLD reports 0.0857 for the first case, above RDP's 0.0311.
-    pair = epsilons([release(steps, q, noise)], 1e-5)
-    assert pair.pld < pair.rdp
+    for neighbouring in ("add_remove", "replace_one"):
+        pair = epsilons([with_(release(steps, q, noise), neighbouring=neighbouring)], 1e-5)
+        assert pair.pld < pair.rdp
 
 
 def test_a_wide_epsilon_has_a_wide_grid_and_stays_an_upper_bound():
-    wide, fine = (backends.pld_epsilon(((0.1, 0.3, 20),), 1e-5, grid) for grid in (1e-4, 1e-5))
+    groups = (backends.Group(0.1, 0.3, 20),)
+    wide, fine = (backends.pld_epsilon(groups, 1e-5, grid) for grid in (1e-4, 1e-5))
     assert fine <= wide <= fine * (1 + 1e-4)
 
 
@@ -233,3 +341,14 @@ def test_hostile_counts_are_refused_before_any_accounting(value: int):
         release(value)
     with pytest.raises(PlanError, match="noise_multiplier must be a finite number > 0, got 1000"):
         release(1, 0.1, 10**400)
+
+
+@pytest.mark.parametrize("neighbouring", ["add_remove", "replace_one"])
+@pytest.mark.parametrize(("q", "noise"), [(0.5, 1e-200), (1.0, 1e-200), (5e-324, 1.0), (5e-324, 1e-200)])
+def test_parameters_at_the_end_of_floats_give_a_bound_or_infinity_not_a_crash(
+    q: float, noise: float, neighbouring: str
+):
+    one = with_(release(3, q, noise), neighbouring=neighbouring)
+    pair = epsilons([one], 1e-5, interval=CURVE_INTERVAL)
+    assert 0 <= pair.pld <= pair.rdp + 1e-2 or math.isinf(pair.rdp)
+    assert not math.isnan(pair.rdp)

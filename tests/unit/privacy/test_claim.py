@@ -110,8 +110,14 @@ GOOD = make().to_json()
             GOOD.replace('"sampling_probability":0.1', '"sampling_probability":1e999'),
             "sampling_probability must be",
         ),
-        (GOOD.replace('"poisson"', '"shuffle"'), "sampler must be one of poisson, got 'shuffle'"),
-        (GOOD.replace('"add_remove"', '"replace_one"'), "neighbouring must be one of add_remove"),
+        (
+            GOOD.replace('"poisson"', '"shuffle"'),
+            "sampler must be one of poisson, shuffled, unamplified, got",
+        ),
+        (
+            GOOD.replace('"add_remove"', '"replace_two"'),
+            "neighbouring must be one of add_remove, replace_one, got",
+        ),
         ('{"delta":1e-5,"kind":"dp","releases":{},"site":"a","unit":"patient"}', "releases must be a list"),
         (
             '{"delta":1e-5,"kind":"dp","releases":[[]],"site":"a","unit":"patient"}',

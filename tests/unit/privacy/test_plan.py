@@ -35,7 +35,7 @@ BAD: list[tuple[str, list[object], str]] = [
     ("delta", [0, 1, 1.0, -1e-5, math.nan, "1e-5"], r"must be a number in \(0, 1\)"),
     ("unit", ["scan", "", None, 1], "must be one of patient, record"),
     ("max_records_per_patient", [0, -1, 2.0, None, True], "must be an integer >= 1"),
-    ("neighbouring", ["replace_one", None], "must be one of add_remove"),
+    ("neighbouring", ["zero_out", None], "must be one of add_remove, replace_one"),
     ("randomness", ["torch", None], "must be one of os, seeded"),
     ("grad_engine", ["ghost", None], "must be one of opacus, vmap"),
 ]
@@ -110,6 +110,11 @@ def test_the_plan_is_frozen_keyword_only_and_comparable():
 def test_the_release_carries_what_is_accounted_and_nothing_else():
     assert make().release() == Release(sampling_probability=0.04, noise_multiplier=1.5, steps=45)
     assert make(max_grad_norm=9.0, divisor=1.0, delta=0.1).release() == make().release()
+
+
+def test_the_release_carries_the_relation_of_the_plan():
+    assert make(neighbouring="replace_one").release().neighbouring == "replace_one"
+    assert make(neighbouring="replace_one").release() != make().release()
 
 
 def test_the_plan_survives_json_bit_for_bit():

@@ -65,6 +65,14 @@ def test_the_event_is_the_samplers_own():
     assert event == Release(sampling_probability=0.2, noise_multiplier=1.5, steps=40, sampler="poisson")
 
 
+def test_the_event_carries_the_relation_that_it_is_asked_for():
+    event = sampler(q=0.2).release(1.5, 40, neighbouring="replace_one")
+    assert event == Release(
+        sampling_probability=0.2, noise_multiplier=1.5, steps=40, neighbouring="replace_one"
+    )
+    assert event != sampler(q=0.2).release(1.5, 40)
+
+
 def test_equal_seeds_give_equal_samples_and_the_system_does_not():
     one, two = ([chosen.tolist() for chosen in sampler(seed=9).samples(20)] for _ in range(2))
     assert one == two

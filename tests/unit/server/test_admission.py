@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client.contract import FailureCode, Update, Weights, encode_update
+from client.contract import PROTOCOL_VERSION, FailureCode, Update, Weights, encode_update
 from server.admission import (
     Admission,
     Expectation,
@@ -105,12 +105,12 @@ def test_cheap_checks_decide_before_dear_ones(tmp_path) -> None:
     delta = some_weights(1)
     delta["decoder.bias"][0] = np.nan
     update = dataclasses.replace(
-        _with_delta(delta), version=2, site="x", run_id="x", round=9, base_hash="x", update_hash="x"
+        _with_delta(delta), version=PROTOCOL_VERSION + 1, site="x", run_id="x", round=9, base_hash="x", update_hash="x"
     )
     order = []
     for name, right in (
-        ("version", 1), ("site", "site-1"), ("run_id", RUN_ID), ("round", 1), ("base_hash", EXPECTED.base_hash),
-        ("delta", some_weights(1)),
+        ("version", PROTOCOL_VERSION), ("site", "site-1"), ("run_id", RUN_ID), ("round", 1),
+        ("base_hash", EXPECTED.base_hash), ("delta", some_weights(1)),
     ):  # fmt: skip
         with pytest.raises(RejectedError) as refusal:
             _checked_raw(update, tmp_path)
@@ -146,5 +146,6 @@ def test_the_vocabulary_is_closed() -> None:
     assert {code.value for code in RejectionCode} == {
         "no-reply", "late", "duplicate", "site-failed", "malformed", "missing-tensor", "unexpected-tensor",
         "wrong-shape", "wrong-dtype", "version", "wrong-site", "wrong-run", "wrong-round", "stale-base", "not-finite",
-        "norm-too-large", "hash-mismatch", "round-lost",
+        "norm-too-large", "hash-mismatch", "round-lost", "claim-mismatch", "receipt-missing", "receipt-invalid",
+        "receipt-of-other-work", "ledger-rolled-back", "ledger-forked",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 
 from client.contract import (
+    PROTOCOL_VERSION,
     Description,
     Failure,
     FailureCode,
@@ -146,7 +147,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "stale-base": ("stale-base", lambda u: forged(u, base_hash="0" * 64)),
     "other-run": ("wrong-run", lambda u: forged(u, run_id="run-2")),
     "other-round": ("wrong-round", lambda u: forged(u, round=2)),
-    "other-version": ("version", lambda u: forged(u, version=2)),
+    "other-version": ("version", lambda u: forged(u, version=PROTOCOL_VERSION + 1)),
     "other-site": ("wrong-site", lambda u: forged(u, site="site-1")),
     "claim-of-another": (
         "wrong-site",

@@ -20,6 +20,8 @@ from deploy.simulation.sites import (
     spent_by_round,
 )
 from privacy.accounting import Release
+from privacy.plan import PrivacyPlan
+from privacy.records import Work
 from tests.support.apps import end_process
 from tests.support.experiments import experiment
 from tests.support.hostile_files import scan, write_nifti
@@ -28,6 +30,9 @@ from vae.data.readiness import check
 from vae.errors import DataError, DataNotReadyError
 
 RELEASE = Release(sampling_probability=0.1, noise_multiplier=1.0, steps=3)
+PLAN = PrivacyPlan(
+    sampling_probability=0.1, noise_multiplier=1.0, steps=3, max_grad_norm=1.0, divisor=1.0, delta=1e-3
+)
 
 
 def _cohort(labels=None, *, patients=20, visits=2):
@@ -223,16 +228,20 @@ def test_a_hospital_may_be_called_pooled(tmp_path):
     assert POOLED not in made.site_names
 
 
+def _work(round_):
+    return Work(run="run", round=round_, base="ab" * 32)
+
+
 def test_what_was_spent_survives_and_a_repeated_round_is_one_cost(tmp_path):
     path = tmp_path / "north" / "spent-run.jsonl"
     first = SimulatedSpending(path)
-    for key in ("run/1/aa", "run/1/aa", "run/2/bb"):
-        first.reserve(key, RELEASE)
-        first.commit(key, 3)
+    for round_ in (1, 1, 2):
+        first.reserve(_work(round_), PLAN, model="")
+        first.commit(_work(round_), 3, "")
     again = SimulatedSpending(path)
-    assert sum(release.steps for release in again.history()) == 6
-    again.reserve("run/2/bb", RELEASE)
-    assert sum(release.steps for release in again.history()) == 6
+    assert sum(release.steps for release in again.history("run")) == 6
+    again.reserve(_work(2), PLAN, model="")
+    assert sum(release.steps for release in again.history("run")) == 6
     assert spent_by_round(tmp_path, "north", "run") == [(1, RELEASE), (2, RELEASE)]
 
 
@@ -241,15 +250,15 @@ def test_what_was_spent_survives_and_a_repeated_round_is_one_cost(tmp_path):
 )
 def test_a_line_torn_by_a_kill_takes_no_other_with_it(torn, tmp_path):
     path = tmp_path / "north" / "spent-run.jsonl"
-    SimulatedSpending(path).reserve("run/1/aa", RELEASE)
+    SimulatedSpending(path).reserve(_work(1), PLAN, model="")
     with path.open("a") as file:
         file.write(torn)
     resumed = SimulatedSpending(path)
-    assert sum(release.steps for release in resumed.history()) == 3
-    resumed.reserve("run/2/bb", RELEASE)
-    resumed.reserve("run/3/cc", RELEASE)
+    assert sum(release.steps for release in resumed.history("run")) == 3
+    resumed.reserve(_work(2), PLAN, model="")
+    resumed.reserve(_work(3), PLAN, model="")
     assert [round_ for round_, _ in spent_by_round(tmp_path, "north", "run")] == [1, 2, 3]
-    assert sum(release.steps for release in SimulatedSpending(path).history()) == 9
+    assert sum(release.steps for release in SimulatedSpending(path).history("run")) == 9
 
 
 def test_nothing_was_spent_where_there_is_no_record(tmp_path):

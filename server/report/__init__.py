@@ -1,5 +1,6 @@
 """The report of a federated run: `write(report, folder)` makes `report.html` and `report.json`.
 
+    attacks    what attacks have shown; evidence: in words
     document   what a report holds (frozen values, filled by whoever ran it)
     verdict    the numbers in plain words, never more than they show; promise: what is promised to a patient
     measures   how to read a metric; words: numbers and names as text

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from server.report.attacks import AttackFacts
 from server.report.slices import Panels
 
 PrivacyClaim = Literal["dp", "seeded", "none"]
@@ -113,6 +114,7 @@ class SitePrivacy:
         steps: Releases so far.
         claim: `dp`: noise from a secure source. `seeded`: noise that can be computed again, so no claim.
             `none`: no noise.
+        cap: Epsilon that the site allows in all, as its ledger has it; None without a ledger.
     """
 
     site: str
@@ -120,6 +122,7 @@ class SitePrivacy:
     epsilon_pld: float | None
     steps: int
     claim: PrivacyClaim
+    cap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +275,7 @@ class Report:
         curves: Losses of the sites; simulation only.
         latents: Use of the latent dimensions; simulation only.
         panels: Images; None for tables.
+        attacks: What attacks have shown; None: none was made.
         synthetic: Whether the data are made up: then every figure says so.
         data_note: Where the data come from, their licence and citation.
         environment: Names and versions.
@@ -302,6 +306,7 @@ class Report:
     curves: tuple[SiteCurve, ...] = ()
     latents: tuple[LatentUse, ...] = ()
     panels: Panels | None = None
+    attacks: AttackFacts | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
 

@@ -66,6 +66,7 @@ _PRIVACY = _object(
             epsilon_pld=_NUMBER,
             steps={"type": ["integer", "null"]},
             claim={"enum": ["dp", "seeded", "none"]},
+            cap=_NUMBER,
         )
     ),
     curve=_list(_object(round=_ROUND, site=_TEXT, epsilon_rdp=_NUMBER, epsilon_pld=_NUMBER), "cumulative"),
@@ -121,6 +122,10 @@ SCHEMA: dict[str, Any] = {
             _object(round=_ROUND, kl_per_latent=_list(_NUMBER), active_units={"type": "integer"}),
             "simulation only",
         ),
+        attacks={
+            "type": ["object", "null"],
+            "description": "what attacks have shown, by attack; the fields of server.report.attacks",
+        },
         synthetic={"type": "boolean"},
         data_note=_TEXT,
         environment={"type": "object", "additionalProperties": _TEXT},
@@ -172,6 +177,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "curves": [asdict(row) for row in report.curves],
         "latents": [asdict(row) for row in report.latents],
         "environment": dict(report.environment),
+        "attacks": None if report.attacks is None else asdict(report.attacks),
     }
     nulls: list[dict[str, str]] = []
     finite = _finite(body, "", nulls)
@@ -190,7 +196,7 @@ def to_json(report: Report) -> str:
 def _privacy(report: Report) -> dict[str, Any]:
     """Return the privacy statement in one shape, private or not."""
     if report.privacy is None:
-        nobody = {"epsilon_rdp": None, "epsilon_pld": None, "steps": None, "claim": "none"}
+        nobody = {"epsilon_rdp": None, "epsilon_pld": None, "steps": None, "claim": "none", "cap": None}
         return {
             "unit": None,
             "delta": None,

@@ -21,6 +21,7 @@ from typing import Any
 
 from server.report import arms, figures, tables
 from server.report.document import STATUSES, Report, status_of
+from server.report.evidence import attack_rows
 from server.report.export import to_json
 from server.report.measures import columns, degrees, measure, primary
 from server.report.panels import gallery
@@ -112,6 +113,7 @@ def _view(report: Report) -> dict[str, Any]:
         )
         if report.latents
         else None,
+        "attacks": None if report.attacks is None else attack_rows(report.attacks),
         "gallery": gallery(report),
         "heads": tables.heads(report),
         "arms": tables.arm_rows(report),

@@ -32,6 +32,7 @@ from server.report import (
     Timings,
     alone,
 )
+from server.report.attacks import AttackFacts, Canaries, MembershipFacts, MemorisationFacts
 
 HASH = "9f" * 32
 NOT_COVERED = (
@@ -283,12 +284,55 @@ def latents(rounds: int, size: int, *, seed: int = 0):
     )
 
 
+def attacks() -> AttackFacts:
+    """Attacks on a run whose claim stands: the bounds of one audit, and a model that knows nobody."""
+    gradient = Canaries(
+        claimed_pld=5.43,
+        claimed_rdp=5.91,
+        delta=1e-5,
+        lower_bound=1.417,
+        lower_bound_fdp=1.839,
+        confidence=0.95,
+        num_canaries=1000,
+        auc=0.78,
+        steps=300,
+        seconds=21.4,
+        violated=False,
+        sees="every step",
+    )
+    return AttackFacts(
+        gradient=gradient,
+        control=replace(gradient, lower_bound=9.0, violated=True),
+        black_box=replace(gradient, lower_bound=0.0, lower_bound_fdp=0.0, auc=0.51, num_canaries=200),
+        membership=MembershipFacts(
+            auc=0.53,
+            auc_ci95=(0.44, 0.62),
+            true_positive_rate=0.02,
+            true_positive_rate_ci95=(0.0, 0.06),
+            fpr=0.01,
+            is_resolved=False,
+            num_members=224,
+            num_non_members=40,
+            num_references=3,
+        ),
+        memorisation=MemorisationFacts(
+            share=0.86,
+            expected=0.85,
+            range95=(0.8, 0.9),
+            median_train=2.31,
+            median_held_out=2.34,
+            num_samples=200,
+        ),
+    )
+
+
 def image_report(*, claim: str = "dp", rounds: int = 30) -> Report:
     """Return four sites, images, faults, rejections."""
     sites = ("site-1", "site-2", "site-3", "site-4")
     cells = participation(sites, rounds)
     rows, gaps = results(IMAGE_RESULTS, sites)
     return Report(
+        attacks=attacks(),
         name="phantom3d",
         created="2026-03-02T09:30:00+00:00",
         seed=7,

@@ -105,7 +105,13 @@ def test_cheap_checks_decide_before_dear_ones(tmp_path) -> None:
     delta = some_weights(1)
     delta["decoder.bias"][0] = np.nan
     update = dataclasses.replace(
-        _with_delta(delta), version=PROTOCOL_VERSION + 1, site="x", run_id="x", round=9, base_hash="x", update_hash="x"
+        _with_delta(delta),
+        version=PROTOCOL_VERSION + 1,
+        site="x",
+        run_id="x",
+        round=9,
+        base_hash="x",
+        update_hash="x",
     )
     order = []
     for name, right in (

@@ -69,7 +69,14 @@ def test_the_promised_fields_hold_what_was_given():
     assert body["model"]["parameters"] == 199_432
     assert body["privacy"]["unit"] == "patient"
     assert body["privacy"]["delta"] == 1e-5
-    assert set(body["privacy"]["per_site"][0]) == {"site", "epsilon_rdp", "epsilon_pld", "steps", "claim"}
+    assert set(body["privacy"]["per_site"][0]) == {
+        "site",
+        "epsilon_rdp",
+        "epsilon_pld",
+        "steps",
+        "claim",
+        "cap",
+    }
     assert set(body["results"][0]) == {"arm", "task", "metric", "value", "ci95"}
     assert body["results"][0]["ci95"] == list(IMAGE.results[0].ci95)
     assert body["rejected"][0] == {"round": 1, "site": "site-2", "reason": "not-finite"}

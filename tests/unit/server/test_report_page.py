@@ -407,6 +407,6 @@ def test_every_field_of_a_report_reaches_page_or_file(image):
     known = (
         "name created seed engine simulated rounds_planned rounds_completed sites model privacy results differences "
         "metrics primary rejected participation faults timings weights_sha256 curves latents panels synthetic "
-        "data_note environment config"
+        "data_note environment config attacks"
     )
     assert {field.name for field in fields(image)} == set(known.split())

@@ -40,7 +40,9 @@ from privacy.replay import State
 from server.report.words import count, small, up
 
 NO_RULE = "nobody counts: there is no ledger, and nothing is ever refused"
-_SEEDED_ASSUMES = "Seeded noise holds off nobody who knows the seed. The figure is what the same plan would spend with secret noise."
+_SEEDED_ASSUMES = (
+    "Seeded noise holds off nobody who knows the seed; with secret noise the plan would spend this."
+)
 LOOSE_EPSILON = 10.0
 """Above it a bound promises little, whatever else is in order."""
 

@@ -36,7 +36,7 @@ class Shape:
 
 
 ROOMY = Shape(height=46.0, top=8.0, bar=20.0)
-DENSE = Shape(height=23.0, top=2.5, bar=10.0)
+DENSE = Shape(height=19.0, top=1.5, bar=9.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from deploy.audit.evidence import down, shown_by
 from server.report.promise import Finding
 from server.report.words import count, listed, shortened, shown, small, up
 
-MOST_SITES = 5
+MOST_SITES = 4
 
 TITLES = {
     "checkpoint": "The server's last state",
@@ -208,7 +208,7 @@ def _meaning(report: AuditReport) -> Iterator[Finding]:
     text = (
         f"For one {one}, at the very worst: somebody who sees all that left {shown(most.site)}, and knows everything "
         f"about everybody else, can guess whether this {one} took part and be right {math.ceil(100 * share - 1e-9)} "
-        "times in 100 instead of 50. That nobody can do better is proved; real attacks manage less."
+        "times in 100 instead of 50. That nobody can do better is proved; attacks known today do worse."
     )
     yield Finding(tone="plain", text=text, details=(_GUESS,))
 

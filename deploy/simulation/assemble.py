@@ -12,6 +12,7 @@ from importlib.metadata import version
 from deploy.config import Experiment
 from deploy.plans import ALL_RECORDS
 from deploy.simulation import diary
+from deploy.simulation.evidence import measure
 from deploy.simulation.judge import judge, latent_use, pictures
 from deploy.simulation.ledgers import ledger_path
 from deploy.simulation.run import Setting, Trained
@@ -19,6 +20,7 @@ from deploy.simulation.sites import POOLED, refused_records, spent_by_round
 from privacy.accounting import CURVE_INTERVAL, Release, epsilons
 from privacy.plan import PrivacyPlan
 from server.federation import FederationPlan
+from server.report.attacks import AttackFacts
 from server.report.document import (
     FEDERATED_DP,
     Attendance,
@@ -110,6 +112,7 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
     arm = subject(trained)
     plan, ended = (trained.plans[arm], trained.federated[arm]) if arm else (None, None)
     shown = next((found for found in trained.arms if found.name == arm), None)
+    attacks = _attacks(setting, trained) if plan is not None and arm == FEDERATED_DP else None
     return Report(
         name=experiment.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -141,9 +144,19 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         ),
         latents=_latents(trained, arm),
         panels=pictures(trained.spec, shown, trained.sites, num=experiment.report.panels) if shown else None,
+        attacks=attacks,
         environment=_environment(setting),
         config=experiment.resolved_yaml(),
     )
+
+
+def _attacks(setting: Setting, trained: Trained) -> AttackFacts | None:
+    """Return what attacks have shown, None where the experiment asks for none."""
+    if setting.experiment.audit is None:
+        return None
+    setting.progress.note("attacks: canaries, membership, copies")
+    arms = {arm.name: arm for arm in trained.arms}
+    return measure(setting.experiment, trained.spec, trained.sites, arms, setting.out / "arms")
 
 
 def primary_metric(results: Sequence[ResultRow]) -> tuple[str, str] | None:
@@ -205,7 +218,12 @@ def _privacy(setting: Setting, plan: FederationPlan) -> PrivacyFacts | None:
         site: spent_by_round(folder, site, plan.run_id, ledger_path(setting.experiment, folder, site))
         for site in asked
     }
-    made = [_site_privacy(site, asked[site], releases) for site, releases in spent.items() if releases]
+    caps = setting.experiment.budget
+    made = [
+        _site_privacy(site, asked[site], releases, None if caps is None else caps.cap_of(site))
+        for site, releases in spent.items()
+        if releases
+    ]
     if not made:
         return None
     first = next(iter(asked.values()))
@@ -221,7 +239,9 @@ def _privacy(setting: Setting, plan: FederationPlan) -> PrivacyFacts | None:
     )
 
 
-def _site_privacy(site: str, plan: PrivacyPlan, spent: Sequence[tuple[int, Release]]) -> SitePrivacy:
+def _site_privacy(
+    site: str, plan: PrivacyPlan, spent: Sequence[tuple[int, Release]], cap: float | None
+) -> SitePrivacy:
     """Return what a site has spent."""
     releases = [release for _, release in spent]
     pair = epsilons(releases, plan.delta)
@@ -231,6 +251,7 @@ def _site_privacy(site: str, plan: PrivacyPlan, spent: Sequence[tuple[int, Relea
         epsilon_pld=pair.pld,
         steps=sum(release.steps for release in releases),
         claim="dp" if plan.randomness == "os" else "seeded",
+        cap=cap,
     )
 
 

@@ -13,7 +13,10 @@ from tests.support.experiments import experiment, run
 from vae.data.cohort import Cohort
 
 MADE = experiment(
-    arms=["local", "federated-dp"], audit={"canaries": 500}, data={"patients_per_site": 24, "features": 4}
+    arms=["local", "federated-dp"],
+    audit={"canaries": 500},
+    data={"patients_per_site": 24, "features": 4},
+    privacy={"sampling_probability": 0.1, "local_steps": 15, "divisor": 2.4},
 )
 
 
@@ -36,7 +39,7 @@ def test_the_claim_of_right_noise_stands_and_its_steps_are_those_of_the_whole_ru
     facts = attacked[0]
     assert not facts.gradient.violated
     assert facts.gradient.steps == MADE.privacy.local_steps * MADE.federation.rounds
-    whole = Release(sampling_probability=0.4, noise_multiplier=1.0, steps=4)
+    whole = Release(sampling_probability=0.1, noise_multiplier=1.0, steps=30)
     assert facts.gradient.claimed_pld == pytest.approx(PldAccountant().epsilon([whole], 1e-3))
     assert facts.gradient.shown <= facts.gradient.claimed_pld <= facts.gradient.claimed_rdp
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from privacy.accounting import Release
 from privacy.adversaries import AdversaryView
+from server.report.attacks import AttackFacts
 
 Status = Literal["ok", "not-provided", "attention", "violated"]
 Claims = Literal["dp", "seeded", "none"]
@@ -217,18 +218,20 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What attacks showed; each is `privacy.audit.AuditResult.to_dict()`, or None where it was not made.
+    """What attacks showed; the first three are `privacy.audit.AuditResult.to_dict()`; None was not made.
 
     Attributes:
         audit: Canaries guessed from every step (white box).
         control: The same on a job with nearly no noise: an attack that misses that shows nothing.
         membership: Made-up patients guessed from the trained model alone (black box).
+        released: Who took part, and whose copies its samples are, guessed from the very model that was released.
         origin: Where they come from, in a sentence.
     """
 
     audit: Mapping[str, Any] | None = None
     control: Mapping[str, Any] | None = None
     membership: Mapping[str, Any] | None = None
+    released: AttackFacts | None = None
     origin: str = ""
 
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy.audit.document import Check, Evidence, SiteAccount, Status
 from privacy.accounting import RdpAccountant, Release, epsilons
 from privacy.errors import PlanError, PrivacyError
+from server.report.attacks import AttackFacts, MembershipFacts, MemorisationFacts
+from server.report.evidence import attack_rows
 from server.report.words import small, up
 
 FILES = {"audit": "audit.json", "control": "audit-control.json", "membership": "audit-membership.json"}
+
+RELEASED = "attack.json"
 
 _NUMBERS = (
     "delta",
@@ -41,7 +45,12 @@ def found_beside(folder: Path) -> Evidence | None:
     found = {name: _read(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
     if "audit" not in found:
         return None
-    return Evidence(**found, origin=f"Made by the run itself ({folder.name}/{FILES['audit']}).")
+    released = folder / RELEASED
+    return Evidence(
+        **found,
+        released=_read_released(released) if released.is_file() else None,
+        origin=f"Made by the run itself ({folder.name}/{FILES['audit']}).",
+    )
 
 
 def demonstrated_for(account: SiteAccount, evidence: Evidence) -> float | None:
@@ -66,6 +75,7 @@ def check_evidence(evidence: Evidence) -> tuple[Check, ...]:
         _audit_check(evidence.audit),
         _control_check(evidence.control),
         _membership_check(evidence.membership),
+        *_released_checks(evidence.released),
     )
 
 
@@ -134,6 +144,17 @@ def _membership_check(membership: Mapping[str, Any] | None) -> Check:
     return Check(name="membership", site="", status=status, text=f"{text} {more}", details=details)
 
 
+def _released_checks(released: AttackFacts | None) -> Iterator[Check]:
+    """Yield what attacks on the released model itself say."""
+    names = {"Did this patient take part?": "took-part", "Does the model draw people it has seen?": "copies"}
+    marks: dict[str, Status] = {"plain": "ok", "good": "ok", "caution": "attention", "bad": "violated"}
+    for row in attack_rows(released or AttackFacts()):
+        if row.name in names:
+            status = "not-provided" if row.result == "not provided" else marks[row.tone]
+            text = f"Of the released model: {row.name} {row.result[0].upper()}{row.result[1:]}. {row.reading}"
+            yield Check(name=names[row.name], site="", status=status, text=text)
+
+
 def _claimed_epsilon(audit: Mapping[str, Any]) -> float:
     """Return the epsilon of what was claimed, recomputed: what a file says of it is not believed."""
     return epsilons([Release.from_dict(item) for item in audit["claimed"]], audit["delta"]).pld
@@ -150,6 +171,28 @@ def shown_by(audit: Mapping[str, Any]) -> float:
 def down(bound: float) -> str:
     """Return a lower bound, rounded down: a rounded bound must still be one."""
     return f"{math.floor(round(bound * 100, 6)) / 100:.2f}"
+
+
+def _read_released(path: Path) -> AttackFacts:
+    """Return the attacks on a released model that lie in a file.
+
+    Raises:
+        PlanError: it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        member, copies = found["membership"], found["memorisation"]
+        return AttackFacts(
+            membership=None if member is None else MembershipFacts(**_with_tuples(member)),
+            memorisation=None if copies is None else MemorisationFacts(**_with_tuples(copies)),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanError(path.name, [f"is no attack on a model: {error}"]) from error
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON fields with lists as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

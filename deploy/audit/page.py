@@ -21,6 +21,8 @@ from deploy.audit.document import AuditReport, Check, SiteAccount, Status
 from deploy.audit.evidence import down, shown_by
 from deploy.audit.verdict import findings, grouped, headline, title
 from server import report as run_report
+from server.report.attacks import AttackFacts
+from server.report.evidence import attack_rows
 from server.report.words import count, number, shown, small, up
 
 _OURS = Path(__file__).parent / "templates"
@@ -120,6 +122,7 @@ def _view(report: AuditReport) -> dict[str, Any]:
             ("The same, with the noise taken away (control: must be found)", report.evidence.control),
             ("Guessing who took part from the model alone (black box)", report.evidence.membership),
         ],
+        "released": attack_rows(report.evidence.released or AttackFacts())[-2:],
         "claims": report.subject.claims,
         "assumptions": _assumptions(sites),
         "deltas": sorted({account.delta for account in sites}),

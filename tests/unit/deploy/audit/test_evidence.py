@@ -11,6 +11,7 @@ from deploy.audit.evidence import check_evidence, demonstrated_for, down, found_
 from privacy.accounting import epsilons
 from privacy.errors import PlanError
 from tests.support.audits import RELEASE, account, attack
+from tests.support.reports import attacks
 
 CLAIM = dataclasses.replace(RELEASE, steps=400)
 
@@ -28,7 +29,7 @@ def statuses(evidence):
 
 def test_a_claim_that_stands(made):
     found = check_evidence(Evidence(audit=made, control={**made, "violated": True}, membership=made))
-    assert [check.status for check in found] == ["ok", "ok", "ok"]
+    assert [check.status for check in found] == ["ok", "ok", "ok", "not-provided", "not-provided"]
     assert "could show a loss of epsilon 0.40; proved is" in found[0].text
     assert "it has teeth" in found[1].text
     assert (
@@ -37,7 +38,9 @@ def test_a_claim_that_stands(made):
 
 
 def test_nothing_was_tried():
-    assert statuses(Evidence()) == dict.fromkeys(("attack", "control", "membership"), "not-provided")
+    assert statuses(Evidence()) == dict.fromkeys(
+        ("attack", "control", "membership", "took-part", "copies"), "not-provided"
+    )
 
 
 @pytest.mark.parametrize("change", [{"violated": True}, {"lower_bound": 9.0}, {"lower_bound_fdp": 9.0}])
@@ -124,7 +127,25 @@ def test_the_attacks_themselves_and_their_control():
     assert can_measure(site)
     assert not can_measure(dataclasses.replace(site, mechanisms=()))
     found = measure(site)
-    assert statuses(found) == {"attack": "ok", "control": "ok", "membership": "ok"}
+    assert {name: status for name, status in statuses(found).items() if status != "not-provided"} == {
+        "attack": "ok",
+        "control": "ok",
+        "membership": "ok",
+    }
     assert found.audit["steps"] == 400
     assert 0 < demonstrated_for(site, found) < found.audit["epsilon_pld"]
     assert "made-up patients" in found.origin
+
+
+def test_attacks_on_the_released_model_are_read_and_said(tmp_path, made):
+    facts = attacks()
+    (tmp_path / "audit.json").write_text(json.dumps(made))
+    released = {name: dataclasses.asdict(getattr(facts, name)) for name in ("membership", "memorisation")}
+    (tmp_path / "attack.json").write_text(json.dumps(released))
+    found = {check.name: check for check in check_evidence(found_beside(tmp_path))}
+    assert found["took-part"].status == "ok"
+    assert "AUC 0.53 (0.44 to 0.62)" in found["took-part"].text
+    assert "86% of 200 samples" in found["copies"].text
+    (tmp_path / "attack.json").write_text('{"membership": {"auc": 1}}')
+    with pytest.raises(PlanError, match=r"attack\.json"):
+        found_beside(tmp_path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -160,13 +159,11 @@ def _second_check(site: str, path: Path, *, broken: bool) -> Check:
 
 def _run_verifier(path: Path) -> tuple[bool, str] | None:
     """Return whether a ledger is valid and what was said about it; None if there was no answer."""
-    command = [sys.executable, "-I", str(_VERIFIER), str(path), "--json"]
+    command = [sys.executable, "-I", str(_VERIFIER), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_VERIFIER_S, check=False)
-        answer = json.loads(done.stdout)
-    except (OSError, subprocess.TimeoutExpired, ValueError):
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode not in (0, 1, 2) or not isinstance(answer, dict):
+    if done.returncode not in (0, 1, 2) or not done.stdout:
         return None
-    said = answer.get("problem") or answer.get("error") or answer.get("rule") or "it gives no reason"
-    return done.returncode == 0, str(said)[:300]
+    return done.returncode == 0, done.stdout.splitlines()[0][:300]

@@ -33,6 +33,7 @@ from privacy.canaries import (
     CanaryPatients,
     GradientCanaries,
     InsertedPatients,
+    check_canaries,
     flip_coins,
 )
 from privacy.clipping import GradientEngine, patient_chunks
@@ -83,6 +84,7 @@ def audit_training(
     Raises:
         ValueError: no step is claimed, or an argument is out of range.
         PlanError: the randomness is not of the plan's kind.
+        IncompatibleModelError: the module would silence its canaries.
 
     Guarantees:
         A true claim is refuted with probability at most 1 - confidence; planted bugs (no noise, no clip, the
@@ -101,6 +103,7 @@ def audit_training(
     )
     included = flip_coins(randomness.stream("canary-coins"), settings.count)
     probe = CanaryModule(copy.deepcopy(module), count=settings.count, norm=settings.norm * plan.max_grad_norm)
+    check_canaries(probe, patients, latent_size=latent_size, kl_weight=kl_weight)
     train_private(
         probe,
         CanaryPatients(real=patients, included=included, records=settings.records),

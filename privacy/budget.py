@@ -11,7 +11,7 @@ from typing import Protocol
 from privacy.accounting import Release
 from privacy.errors import RefusalCode
 from privacy.filters import RenyiFilter, choose_order
-from privacy.heads import Head, Receipt, largest
+from privacy.heads import Head, Receipt
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 from privacy.policy import Policy
@@ -115,9 +115,14 @@ class LedgerSpending:
         return self._ledger.state().releases_of_run(run)
 
     def receipt(self, work: Work, heads: Sequence[Head]) -> Receipt | None:
-        """Return the proof that committed work was paid for."""
-        dataset = self._ledger.state().genesis.dataset
-        return self._ledger.receipt(work, largest([head for head in heads if head.dataset == dataset]))
+        """Return the proof that committed work was paid for, for who keeps the first head of this ledger.
+
+        The server's own comes first. A later one may be larger and come from another site, which the server cannot
+        check growth from; one that this site did not sign is no head of this ledger, whoever says so.
+        """
+        state = self._ledger.state()
+        own = (head for head in heads if head.dataset == state.genesis.dataset and head.key in state.keys)
+        return self._ledger.receipt(work, next(own, None))
 
     def witness(self, heads: Iterable[Head]) -> tuple[Head, ...]:
         """Keep heads of other sites' ledgers."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from privacy.accounting import Release
 from privacy.bounds import BoolArray, FloatArray
 from privacy.clipping import Batch, Gradients
+from privacy.errors import IncompatibleModelError
 from privacy.noise import KeyStream
 from privacy.training import Patients
 
@@ -34,6 +35,8 @@ CANARY_WEIGHTS = "canaries.weight"
 """Name of the canaries' parameter in a `CanaryModule`."""
 
 _NOT_A_CANARY = -1.0
+_LARGEST_X = 1e6
+_LEAST_NOISE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +98,11 @@ class CanaryModule(nn.Module):
     def forward(self, values: Tensor, covariates: Tensor, latent_noise: Tensor, kl_weight: float) -> Tensor:
         """Return [B]: the module's loss of a real record, norm * w_j of a record of canary j."""
         number = covariates[:, -1]
+        is_canary = number >= 0  # false for NaN, which no index may be made of
+        index = torch.where(is_canary, number, 0.0).clamp(max=self.canaries.num_embeddings - 1).long()
         real = self.module(values, covariates[:, :-1], latent_noise, kl_weight)
-        canary = self.norm * self.canaries(number.clamp(min=0).long())[:, 0]
         # No branch on data: the vmap engine could not follow it. The unused side gets gradient zero.
-        return torch.where(number >= 0, canary, real)
+        return torch.where(is_canary, self.norm * self.canaries(index)[:, 0], real)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,12 +265,40 @@ def log_likelihood_ratio(
         noise_multiplier: sigma > 0.
 
     Returns:
-        [m]; finite for any finite x, however small sigma is.
+        [m]; finite for any x and sigma: x beyond 1e6 counts as 1e6, sigma below 1e-6 as 1e-6; NaN says
+        nothing (0).
     """
-    inside = np.log(sampling_probability) + (2.0 * x - 1.0) / (2.0 * noise_multiplier**2)
+    # Any function of what was released is a fair score: a clamp costs no rigour, an overflow the whole audit.
+    read = np.clip(np.where(np.isnan(x), 0.5, x), -_LARGEST_X, _LARGEST_X)
+    noise = max(noise_multiplier, _LEAST_NOISE)
+    inside = np.log(sampling_probability) + (2.0 * read - 1.0) / (2.0 * noise**2)
     if sampling_probability == 1.0:
         return np.asarray(inside)
     return np.asarray(np.logaddexp(np.log1p(-sampling_probability), inside))
+
+
+def check_canaries(probe: CanaryModule, patients: Patients, *, latent_size: int, kl_weight: float) -> None:
+    """Refuse a module that would silence its canaries, so that an audit cannot be passed by hearing nothing.
+
+    A canary's record of zeros goes through the real module too, with weight zero; but zero times a gradient that is
+    not finite is NaN, and engines drop such a patient.
+
+    Raises:
+        IncompatibleModelError: the gradient at a record of zeros is not finite.
+    """
+    canary = _Canaries(like=patients, num_patients=1, records=1).batch(np.zeros(1, np.int64))
+    like = probe.canaries.weight
+    values, covariates = canary.values.to(like), canary.covariates.to(like)
+    loss = probe(values, covariates, like.new_zeros((1, latent_size)), kl_weight).sum()
+    trainable = [parameter for parameter in probe.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
+    if not all(gradient is None or bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise IncompatibleModelError(
+            (
+                "its gradient at a record of zeros is not finite, so canaries would be dropped and an audit would hear "
+                "nothing; add a small constant where it divides or takes a root or logarithm",
+            )
+        )
 
 
 class CanaryObserver:

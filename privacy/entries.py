@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +68,19 @@ def encode(*, seq: int, prev: str, time: int, kind: str, fields: Mapping[str, An
     """Return an entry with its canonical body.
 
     Raises:
-        ValueError: our own code has made an entry that breaks the form.
+        ValueError: our own code has made an entry that breaks the form, or that `decode` would not read back: written,
+            it would close the ledger for good.
     """
     document = {"v": VERSION, "seq": seq, "prev": prev, "time": time, "kind": kind, **fields}
     problem = form_problem(document)
     if problem:
         raise ValueError(f"{kind}: {problem}")
-    return Entry(seq=seq, prev=prev, time=time, kind=kind, fields=dict(fields), body=rfc8785.dumps(document))
+    body = rfc8785.dumps(document)
+    try:
+        decode(body, seq)
+    except TamperedError as error:
+        raise ValueError(f"{kind}: {error.problem}") from error
+    return Entry(seq=seq, prev=prev, time=time, kind=kind, fields=dict(fields), body=body)
 
 
 def decode(body: bytes, seq: int) -> Entry:
@@ -127,6 +134,14 @@ def form_problem(document: object) -> str:
     )
 
 
+def is_exact(number: float) -> bool:
+    """Return whether canonical JSON holds a number so that it reads back as the same.
+
+    It writes whole numbers below 10^21 without a point or exponent, and reads those as integers, which end at 2^53.
+    """
+    return abs(number) <= MAX_INTEGER or (isinstance(number, float) and 1e21 <= abs(number) < math.inf)
+
+
 def releases_of(values: object) -> tuple[Release, ...]:
     """Return the releases of an entry.
 
@@ -143,7 +158,8 @@ def _integer(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Not `math.isfinite`, which raises for an integer of 400 digits.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _fraction(value: object) -> bool:
@@ -209,6 +225,7 @@ def _constants(value: object) -> bool:
     """Return whether a value is a small object of plain constants."""
     return (
         isinstance(value, dict)
+        and value.get("unit") == "patient"  # what is counted is spent on whole patients
         and len(value) <= 20
         and all(
             _text(60)(name) and (item is None or isinstance(item, bool) or _text(200)(item) or _number(item))

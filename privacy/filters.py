@@ -113,13 +113,17 @@ class RenyiFilter:
         Raises:
             PlanError: the history mixes neighbouring relations.
         """
-        return math.fsum(
+        costs = [
             group.steps
             * renyi_of_one_step(
                 group.sampling_probability, group.noise_multiplier, self.order, group.neighbouring
             )
             for group in group_releases(releases)
-        )
+        ]
+        try:
+            return math.fsum(costs)
+        except OverflowError:  # finite costs whose sum is beyond float64
+            return math.inf
 
     def allows(self, releases: Sequence[Release]) -> bool:
         """Return whether a history, the release about to be made included, is within the budget."""

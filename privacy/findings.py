@@ -41,6 +41,8 @@ CANNOT_SEE = (
 _PROFILE_DELTAS = tuple(float(delta) for delta in np.logspace(-4.5, math.log10(0.4), 10))
 _NOISE_STEP = 1.3
 _FINEST = 1 / 16
+_LEAST_POWER = -60.0
+_MOST_LOG_NOISE = math.log(1e6)
 _NO_EPSILON = 0.02
 _MOST_EPSILON = 50.0
 
@@ -127,9 +129,14 @@ def judge(
         sees_steps: Whether scores are sums over steps of log-likelihood ratios of independent canaries; else
             they come from one model, and no rates are given.
         started: Of the clock of `time.monotonic` [s].
+
+    Raises:
+        ValueError: no step is claimed, or an argument is out of range.
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if not any(release.steps for release in claimed):
+        raise ValueError("an audit needs a claim of at least one step")
     failure = 1.0 - confidence
     guesses = [guess for row in scores for guess in bounds.make_guesses(row, included)]
     errors = [error for row in scores for error in bounds.count_errors(row, included)] if sees_steps else None
@@ -178,8 +185,14 @@ def _deciding_bounds(
     )
 
     def scaled(power: float) -> list[Release]:
-        factor = _NOISE_STEP**power
-        return [dataclasses.replace(one, noise_multiplier=one.noise_multiplier * factor) for one in claimed]
+        log_factor = power * math.log(_NOISE_STEP)
+        noises = [
+            math.exp(min(math.log(one.noise_multiplier) + log_factor, _MOST_LOG_NOISE)) for one in claimed
+        ]
+        return [
+            dataclasses.replace(one, noise_multiplier=noise)
+            for one, noise in zip(claimed, noises, strict=True)
+        ]
 
     def epsilon(power: float) -> float:
         return PldAccountant(interval=CURVE_INTERVAL).epsilon(scaled(power), delta)
@@ -196,18 +209,22 @@ def _least_refuted_power(rejects: Callable[[float], bool], epsilon: Callable[[fl
     """Return the least power of 1.3 on the claimed noise that is refuted, to a sixteenth: less noise is harder to
     refute. None where even noise that leaves no epsilon stands.
     """
-    power, step = 0.0, 2.0
-    if rejects(power):
-        while epsilon(power - step) < _MOST_EPSILON and rejects(power - step):
-            power -= step
+    # Steps double, because a careless claim can lie hundreds of powers away from what is refuted.
+    stands, refuted, step = 0.0, 0.0, 2.0
+    if rejects(0.0):
+        while epsilon(stands := refuted - step) < _MOST_EPSILON and rejects(stands):
+            refuted, step = stands, 2 * step
+            if refuted < _LEAST_POWER:  # so rare a sample that its epsilon is small without any noise
+                return refuted
     else:
-        while not rejects(power := power + step):
-            if epsilon(power) < _NO_EPSILON:
+        while not rejects(refuted := stands + step):
+            if epsilon(refuted) < _NO_EPSILON:
                 return None
-    while step > _FINEST:
-        step /= 2
-        power -= step if rejects(power - step) else 0.0
-    return power
+            stands, step = refuted, 2 * step
+    while refuted - stands > _FINEST:
+        middle = (stands + refuted) / 2
+        stands, refuted = (stands, middle) if rejects(middle) else (middle, refuted)
+    return refuted
 
 
 def _from_rates(
@@ -221,7 +238,8 @@ def _from_rates(
 
 def _auc(scores: FloatArray, included: BoolArray) -> float:
     """Return the area under the ROC curve of the coins, ties half; 0.5 where one side is empty."""
-    inside, outside = scores[included], scores[~included]
+    known = np.nan_to_num(scores, nan=0.0)
+    inside, outside = known[included], known[~included]
     if not len(inside) or not len(outside):
         return 0.5
     won = stats.mannwhitneyu(inside, outside, method="asymptotic").statistic

@@ -33,8 +33,8 @@ from typing import Any
 
 from privacy import roster, store
 from privacy.accounting import Release
-from privacy.entries import Entry, decode, encode
-from privacy.errors import LedgerError, RefusalCode, RefusedError, SigningError, TamperedError
+from privacy.entries import Entry, encode, is_exact
+from privacy.errors import LedgerError, PlanError, RefusalCode, RefusedError, SigningError, TamperedError
 from privacy.filters import RenyiFilter
 from privacy.heads import Head, Proven, Receipt
 from privacy.merkle import consistency_proof, inclusion_proof
@@ -128,13 +128,15 @@ class Ledger:
             others: Releases beside the plan's own, such as metrics.
 
         Raises:
+            PlanError: no entry could hold this plan; nothing may run, nothing is written.
             RefusedError: nothing may run; the refusal is in the ledger.
             LedgerError: the ledger cannot be written: nothing may run.
         """
         releases = (plan.release(), *others)
+        _require_recordable(plan, releases)
         with self.writing() as transaction:
             known = self._state.reservations.get(work)
-            if known is not None and known.releases == releases:
+            if known is not None and _is_same(known, plan, releases, model):
                 return known
             refused: RefusedError | None = None
             try:
@@ -311,7 +313,7 @@ class Ledger:
                 self._state.size - 1, "entries that were here are gone: the file was replaced by an older one"
             )
         for body, signature in store.rows(connection, self._state.size):
-            self._state.apply(decode(body, self._state.size), signature.hex())
+            self._state.read(body, signature)
         if hashlib.sha256(store.body(connection, self._state.size - 1)).hexdigest() != self._state.tip:
             raise TamperedError(self._state.size - 1, "it is not the entry that was here before")
 
@@ -396,6 +398,34 @@ class Transaction:
         self.state.check(entry, signature)
         store.append(self.connection, entry.seq, entry.body, bytes.fromhex(signature))
         self.written = entry, signature
+
+
+def _require_recordable(plan: PrivacyPlan, releases: Sequence[Release]) -> None:
+    """Refuse a plan that no entry of this ledger could hold.
+
+    Raises:
+        PlanError: names every problem.
+    """
+    fields = [*_mechanism(plan).items(), *(item for each in releases for item in each.to_dict().items())]
+    problems = [
+        f"{name} is {value!r:.60}, a number that the ledger cannot hold exactly; ask for less than 2^53"
+        for name, value in fields
+        if isinstance(value, int | float) and not is_exact(value)
+    ]
+    if any(each.neighbouring != "add_remove" for each in releases):
+        problems.append("neighbouring must be add_remove, the relation that the ledger counts in")
+    if problems:
+        raise PlanError("plan", problems)
+
+
+def _is_same(known: Reservation, plan: PrivacyPlan, releases: tuple[Release, ...], model: str) -> bool:
+    """Return whether work was reserved for exactly these parameters: of each noise, clip, model and randomness."""
+    return (
+        known.releases == releases
+        and known.fields["mechanism"] == _mechanism(plan)
+        and known.fields["model"] == model
+        and known.fields["randomness"] == plan.randomness
+    )
 
 
 def _mechanism(plan: PrivacyPlan) -> dict[str, Any]:

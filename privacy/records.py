@@ -40,6 +40,8 @@ class Work:
         problems = integer_problem("round", self.round, low=0, high=MAX_INTEGER)
         if not isinstance(self.run, str) or not 1 <= len(self.run) <= MAX_RUN:
             problems.append(f"run must be a text of 1 to {MAX_RUN} characters, got {self.run!r:.60}")
+        elif any("\ud800" <= letter <= "\udfff" for letter in self.run):
+            problems.append(f"run must be text that UTF-8 can hold, got {self.run!r:.60}")
         if not isinstance(self.base, str) or _HEX64.fullmatch(self.base) is None:
             problems.append(f"base must be 64 hexadecimal digits, got {self.base!r:.60}")
         if problems:

@@ -168,9 +168,9 @@ class State:
         self._check_place(entry)
         try:
             change = _RULES[entry.kind](self, entry)
+            head = dataclasses.replace(self.head_of(entry), signature=signature)
         except (PlanError, RefusedError) as error:
             raise TamperedError(entry.seq, str(error)) from error
-        head = dataclasses.replace(self.head_of(entry), signature=signature)
         if not head.is_signed():
             raise TamperedError(entry.seq, "the signature is not that of the site's key over this head")
         return head, change
@@ -190,6 +190,16 @@ class State:
         self.signature = signature
         self.signer = head.key
         self.refusals_in_a_row = self.refusals_in_a_row + 1 if entry.kind == "REFUSE" else 0
+
+    def read(self, body: bytes, signature: bytes) -> None:
+        """Take the next entry as it lies in a file.
+
+        Raises:
+            TamperedError: it is no entry, or breaks a rule; nothing has changed then.
+        """
+        if not isinstance(signature, bytes):
+            raise TamperedError(self.size, "the signature is not bytes")
+        self.apply(decode(body, self.size), signature.hex())
 
     def head(self) -> Head:
         """Return the head after the last entry, with its signature."""
@@ -362,9 +372,7 @@ def replay(rows: Iterable[tuple[bytes, bytes]]) -> State:
     """
     state = State()
     for body, signature in rows:
-        if not isinstance(signature, bytes):
-            raise TamperedError(state.size, "the signature is not bytes")
-        state.apply(decode(body, state.size), signature.hex())
+        state.read(body, signature)
     if state.size == 0:
         raise TamperedError(0, "the ledger has no entry")
     return state

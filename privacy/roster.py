@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from privacy.errors import LedgerError
 from privacy.signing import read_secret, write_secret
 
 SALT_BYTES = 32
@@ -64,9 +65,15 @@ def fingerprint(salt: bytes, dataset: str) -> str:
 
 
 def read(connection: sqlite3.Connection) -> dict[Pseudonym, Place]:
-    """Return the whole table."""
-    found = connection.execute("SELECT pseudonym, cohort, withdrawn FROM patients")
-    return {bytes(name): Place(cohort=cohort, withdrawn=withdrawn) for name, cohort, withdrawn in found}
+    """Return the whole table.
+
+    Raises:
+        LedgerError: a row is damaged.
+    """
+    found = list(connection.execute("SELECT pseudonym, cohort, withdrawn FROM patients"))
+    if not all(isinstance(name, bytes) for name, _, _ in found):
+        raise LedgerError("the table of patients is damaged: a pseudonym is not bytes")
+    return {name: Place(cohort=cohort, withdrawn=withdrawn) for name, cohort, withdrawn in found}
 
 
 def write(connection: sqlite3.Connection, places: Mapping[Pseudonym, Place]) -> None:

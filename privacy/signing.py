@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -72,7 +72,7 @@ def load_key(path: Path) -> SigningKey:
     """
     try:
         key = serialization.load_pem_private_key(read_secret(path), password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SigningError(f"{path}: not a private key in PEM without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SigningError(f"{path}: holds another kind of key; an Ed25519 key is needed")
@@ -140,11 +140,11 @@ def seal(payload: bytes, key: SigningKey, *, payload_type: str = AUDIT_TYPE) -> 
     }
 
 
-def unseal(envelope: bytes | str, public: str) -> bytes:
-    """Return the payload of an envelope that the key `public` has signed.
+def unseal(envelope: bytes | str, public: str, *, payload_type: str = AUDIT_TYPE) -> bytes:
+    """Return the payload of an envelope of a type that the key `public` has signed.
 
     Raises:
-        SigningError: it is no envelope, or not signed by that key.
+        SigningError: it is no envelope, of another type, or not signed by that key.
     """
     try:
         fields = require_fields(
@@ -160,7 +160,9 @@ def unseal(envelope: bytes | str, public: str) -> bytes:
         raw = [base64.b64decode(str(item.get("sig")), validate=True) for item in listed]
     except (PlanError, binascii.Error, ValueError) as error:
         raise SigningError(f"not a signed envelope: {error}") from error
-    signed = _pre_authentication(str(fields["payloadType"]), payload)
+    if fields["payloadType"] != payload_type:
+        raise SigningError(f"the envelope holds {fields['payloadType']!r:.80}, not {payload_type}")
+    signed = _pre_authentication(payload_type, payload)
     if not any(_verify(public, one, signed) for one in raw):
         raise SigningError(f"the envelope is not signed by {public}")
     return payload

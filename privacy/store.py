@@ -23,6 +23,10 @@ from privacy.heads import Head
 
 BUSY_S = 30.0
 MAX_WITNESSED = 4096
+_FAILURES = (
+    sqlite3.Error,
+    UnicodeDecodeError,
+)  # the second where SQLite quotes a damaged file in its message
 _SCHEMA = (
     "CREATE TABLE entries (seq INTEGER PRIMARY KEY, body BLOB NOT NULL, signature BLOB NOT NULL) STRICT",
     "CREATE TABLE patients (pseudonym BLOB PRIMARY KEY, cohort TEXT NOT NULL, withdrawn INTEGER NOT NULL)"
@@ -46,6 +50,7 @@ class Store:
         self._writable = writable
         self._durable = durable
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, path: Path, *, durable: bool = True) -> Store:
@@ -83,13 +88,13 @@ class Store:
         connection = self._open()
         try:
             connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             self.close()
             raise self._failed(error) from error
         try:
             yield connection
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             self.close()  # rolls back; after an I/O error the connection is not to be trusted
             raise self._failed(error) from error
         except BaseException:
@@ -109,7 +114,7 @@ class Store:
             connection.execute("BEGIN")
             yield connection
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             self.close()
             raise self._failed(error) from error
         except BaseException:
@@ -126,8 +131,9 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         """Return the connection, opening it where there is none."""
-        if self._connection is not None:
+        if self._connection is not None and self._file == _identity(self.path):
             return self._connection
+        self.close()  # another file was put in place: what is written to the old one would be lost with it
         # What a killed writer left half done is rolled back by whoever opens next, so a reader must be able to as well.
         is_torn = self.path.with_name(f"{self.path.name}-journal").exists()
         mode = "rw" if self._writable or (is_torn and os.access(self.path, os.W_OK)) else "ro"
@@ -145,19 +151,28 @@ class Store:
             if self._writable:
                 connection.execute("PRAGMA journal_mode = DELETE")
                 connection.execute(f"PRAGMA synchronous = {'EXTRA' if self._durable else 'OFF'}")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             if connection is not None:
                 connection.close()
             raise self._failed(error) from error
-        self._connection = connection
+        self._connection, self._file = connection, _identity(self.path)
         return connection
 
-    def _failed(self, error: sqlite3.Error) -> LedgerError:
+    def _failed(self, error: Exception) -> LedgerError:
         """Return what to tell of a failure; SQLite's own words say which: full, read-only, locked, not a database."""
         return LedgerError(
             f"{self.path}: {error}; nothing runs until the ledger can be read and written: check the disk, its "
             "space and who may write there"
         )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at a path from one that replaces it; None if nothing lies there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def append(connection: sqlite3.Connection, seq: int, body: bytes, signature: bytes) -> None:
@@ -183,8 +198,8 @@ def body(connection: sqlite3.Connection, seq: int) -> bytes:
     found: tuple[bytes] | None = connection.execute(
         "SELECT body FROM entries WHERE seq = ?", (seq,)
     ).fetchone()
-    if found is None:
-        raise LedgerError(f"entry {seq} is missing")
+    if found is None or not isinstance(found[0], bytes):
+        raise LedgerError(f"entry {seq} is missing or damaged")
     return found[0]
 
 
@@ -213,5 +228,5 @@ def kept_heads(connection: sqlite3.Connection) -> tuple[Head, ...]:
     found: list[Head] = []
     for (text,) in connection.execute("SELECT head FROM witnessed ORDER BY dataset, key"):
         with contextlib.suppress(PlanError):
-            found.append(Head.from_dict(parse_json(text, subject="kept head")))
+            found.append(Head.from_dict(parse_json(str(text), subject="kept head")))
     return tuple(found)

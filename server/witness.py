@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from client.contract import MAX_HEADS, Update
+from privacy.errors import PlanError
 from privacy.heads import Head
 from server.admission import RejectionCode
 
@@ -89,9 +90,14 @@ class Witness:
         Raises:
             PlanError: it holds something else than heads.
         """
+        found: object = state
+        if not isinstance(found, Mapping) or not all(
+            isinstance(items, list | tuple) for items in found.values()
+        ):
+            raise PlanError("kept heads", ["must be lists of heads under the names of sites"])
         heads = {site: [Head.from_dict(item) for item in items] for site, items in state.items()}
         self._handed = {(head.dataset, head.key): head for head in heads.pop("", [])}
-        self._kept = {site: found[0] for site, found in heads.items() if found}
+        self._kept = {site: own[0] for site, own in heads.items() if own}
 
     def _remembered(self, own: Head) -> list[Head]:
         """Return what sites have handed back of the ledger of a head."""

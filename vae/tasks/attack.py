@@ -76,7 +76,9 @@ def patient_scores(
     losses = np.zeros(cohort.num_records)
     for start in range(0, cohort.num_records, BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        losses[rows] = _losses(model, cohort, rows, rng, num_draws, kl_weight, part)
+        losses[rows] = _losses(
+            model, cohort, rows, rng=rng, num_draws=num_draws, kl_weight=kl_weight, part=part
+        )
     counts = np.diff(cohort.offsets)
     return np.asarray(-np.add.reduceat(losses, cohort.offsets[:-1]) / counts)
 
@@ -136,6 +138,7 @@ def _losses(
     model: Vae,
     cohort: Cohort,
     rows: slice,
+    *,
     rng: np.random.Generator,
     num_draws: int,
     kl_weight: float,

@@ -14,7 +14,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench lock schema clean
+.PHONY: help setup run test nightly check bench lock schema clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ run: setup ## Simulate the default federation and say where its report lies (ARG
 test: setup ## Run all tests (ARGS='tests/unit -k ledger' for some)
 	@$(BIN)/python -m pytest $(ARGS)
 
+nightly: setup ## 1,000 kills, 10,000 ledgers, mutation tests
+	@LEDGER_KILLS=1000 LEDGER_AGREEMENT=10000 $(BIN)/python -m pytest tests/integration/test_ledger_faults.py \
+	  tests/unit/privacy/test_verify_ledger.py $(ARGS)
+
 check: setup ## Lint, format, types, direction of imports, lock
 	@echo "check: ruff"
 	@$(BIN)/ruff check .
@@ -57,8 +61,9 @@ lock: ## Renew constraints.txt from pyproject.toml (asks the package registry)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m deploy.lock renew
 
-schema: setup ## Renew deploy/configs/schema.json, the JSON Schema of configurations
+schema: setup ## Renew the JSON Schemas of configurations in deploy/configs
 	@$(BIN)/python -m deploy config schema > deploy/configs/schema.json
+	@$(BIN)/python -m deploy config schema --site > deploy/configs/site-schema.json
 
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

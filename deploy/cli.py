@@ -13,6 +13,7 @@ import typer
 from deploy.audit.command import add_to as add_audit
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
+from deploy.ledger.command import add_to as add_ledger
 
 if TYPE_CHECKING:
     from deploy.config import Experiment
@@ -31,6 +32,7 @@ data_app = typer.Typer(help="Check a hospital's data.", no_args_is_help=True, ri
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 add_audit(app)
+add_ledger(app)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration of the experiment (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override: key=value. May be repeated.")]

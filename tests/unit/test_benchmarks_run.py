@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import aggregation, engines, many_sites, memory, private_step
+from tests.benchmarks import aggregation, engines, ledger, many_sites, memory, private_step
 from tests.benchmarks.federation import Measured, Shape, run
 from tests.benchmarks.figures import Figure, document, figure, interleaved, machine, ratios
 
@@ -33,7 +33,7 @@ def test_the_command_prints_a_table_and_writes_json_of_the_same_figures(tmp_path
 
 def test_every_name_is_a_benchmark_and_another_is_refused():
     modules = {"private_step": private_step, "aggregation": aggregation, "engines": engines}
-    modules |= {"memory": memory, "many_sites": many_sites}
+    modules |= {"memory": memory, "many_sites": many_sites, "ledger": ledger}
     assert set(command.NAMES) == set(modules)
     assert all(callable(module.measure) for module in modules.values())
     with pytest.raises(SystemExit):
@@ -84,6 +84,22 @@ def test_a_federation_that_fails_says_why():
 def test_a_large_model_passes_through_the_round_loop_without_training(tmp_path):
     assert memory.federate_without_training(3, 1, tmp_path, rounds=2) > 2**20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000001", "round-000002"]
+
+
+def test_a_ledger_is_written_to_and_opened(tmp_path):
+    figures = ledger.measure_appends(tmp_path, rounds=2, repeats=2)
+    figures += ledger.measure_opening(tmp_path, lengths=(5, 11), repeats=2)
+    assert [each.name for each in figures] == [
+        "ledger/two pages written and flushed",
+        "ledger/a round, each entry flushed",
+        "ledger/a round, not flushed",
+        "ledger/a round, each entry flushed, time",
+        "ledger/opening 5 entries",
+        "ledger/opening 11 entries",
+        "ledger/opening, time an entry, longest to shortest",
+    ]
+    assert all(each.repeats == 2 and each.value > 0 for each in figures)
+    assert [each.note for each in figures[4:6]] == ["5 entries", "11 entries"]
 
 
 def test_growth_is_told_in_models():

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from privacy.accounting import Release
 from privacy.errors import RefusalCode
-from privacy.filters import RenyiFilter, choose_order
+from privacy.filters import FixedPlan, RenyiFilter, choose_order
 from privacy.heads import Head, Receipt
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 from privacy.policy import Policy
 from privacy.records import Work
+from privacy.replay import State
 from privacy.witness import check_witnesses
 
 
@@ -94,6 +96,7 @@ class LedgerSpending:
             model=model,
             policy=self._policy.hash(),
             run_cap=run_filter(self._policy),
+            lifetime=lifetime_rule(self._policy, self._ledger.state()),
             min_patients=self._policy.min_patients,
         )
         return paid.update
@@ -128,6 +131,17 @@ class LedgerSpending:
         """Keep heads of other sites' ledgers."""
         self._ledger.keep(heads)
         return self._ledger.witnessed()
+
+
+def lifetime_rule(policy: Policy, state: State) -> RenyiFilter | FixedPlan | None:
+    """Return the rule of a ledger with the cap of a policy; None where the ledger's own cap is as small.
+
+    The order stays the one of GENESIS, fixed before anything was spent, so a smaller cap is sound at any time.
+    """
+    cap, genesis = policy.lifetime, state.genesis
+    if cap.epsilon >= state.cap and cap.delta >= genesis.delta:
+        return None
+    return dataclasses.replace(genesis.rule, epsilon=cap.epsilon, delta=cap.delta)
 
 
 def run_filter(policy: Policy) -> RenyiFilter:

@@ -35,7 +35,7 @@ from privacy import roster, store
 from privacy.accounting import Release
 from privacy.entries import Entry, encode, is_exact
 from privacy.errors import LedgerError, PlanError, RefusalCode, RefusedError, SigningError, TamperedError
-from privacy.filters import RenyiFilter
+from privacy.filters import FixedPlan, RenyiFilter
 from privacy.heads import Head, Proven, Receipt
 from privacy.merkle import consistency_proof, inclusion_proof
 from privacy.plan import PrivacyPlan
@@ -111,6 +111,7 @@ class Ledger:
         model: str,
         policy: str,
         run_cap: RenyiFilter | None = None,
+        lifetime: RenyiFilter | FixedPlan | None = None,
         min_patients: int = 1,
         others: Sequence[Release] = (),
     ) -> Reservation:
@@ -124,6 +125,7 @@ class Ledger:
             model: Hash of the model's specification.
             policy: Hash of the policy in force.
             run_cap: What one run may spend.
+            lifetime: The ledger's rule with a smaller cap, if the policy has one.
             min_patients: Fewest patients to train on; only compared here, never written.
             others: Releases beside the plan's own, such as metrics.
 
@@ -141,7 +143,14 @@ class Ledger:
             refused: RefusedError | None = None
             try:
                 self._require_new(known, plan)
-                cohorts = self._charged(transaction.connection, releases, work.run, run_cap, min_patients)
+                cohorts = self._charged(
+                    transaction.connection,
+                    releases,
+                    run=work.run,
+                    run_cap=run_cap,
+                    lifetime=lifetime,
+                    min_patients=min_patients,
+                )
             except RefusedError as refusal:
                 refused = refusal
                 self._note_refusal(transaction, work, refusal.code)
@@ -332,9 +341,11 @@ class Ledger:
     def _charged(
         self,
         connection: sqlite3.Connection,
-        releases: Sequence[Release],
+        releases: tuple[Release, ...],
+        *,
         run: str,
         run_cap: RenyiFilter | None,
+        lifetime: RenyiFilter | FixedPlan | None,
         min_patients: int,
     ) -> list[str]:
         """Return the cohorts that can afford some releases and have patients.
@@ -347,6 +358,7 @@ class Ledger:
         inhabited = {place.cohort for place in places.values() if not place.withdrawn}
         refusals = {
             cohort: self._state.refusal(cohort, releases, run, cap)
+            or self._beyond(lifetime, cohort, releases)
             for cohort in self._state.cohorts
             if cohort in inhabited
         }
@@ -359,6 +371,25 @@ class Ledger:
                 f"fewer than {min_patients} patients can take part, which the policy's min_patients asks for",
             )
         return found
+
+    def _beyond(
+        self, lifetime: RenyiFilter | FixedPlan | None, cohort: str, releases: tuple[Release, ...]
+    ) -> RefusedError | None:
+        """Return why a cap of the policy, smaller than the ledger's own, holds a cohort back; None if it does not."""
+        if lifetime is None:
+            return None
+        history = (*self._state.releases(cohort), *releases)
+        if isinstance(lifetime, FixedPlan):
+            why = "; ".join(lifetime.problems())
+        else:
+            why = "" if lifetime.allows(history) else f"it would be {lifetime.epsilon_spent(history):.4g}"
+        if not why:
+            return None
+        return RefusedError(
+            RefusalCode.BUDGET_EXHAUSTED,
+            f"cohort {cohort}: the policy allows epsilon {lifetime.epsilon:g} at delta {lifetime.delta:g} in a "
+            f"lifetime, less than the ledger: {why}; nothing was trained",
+        )
 
     def _note_refusal(self, transaction: Transaction, work: Work, code: RefusalCode) -> None:
         """Write a refusal, unless it stands there already or too many do."""

@@ -128,8 +128,8 @@ def _cap_and_delta(state: State, policy: Policy) -> Check:
         return Check(name="cap-and-delta", site=site, status="violated", text=text, details=figures)
     if state.cap > lifetime.epsilon or delta > lifetime.delta:
         text = (
-            f"The ledger of {site} allows more than its policy says today (the ledger decides). Lower the cap of the "
-            "ledger, or correct the policy."
+            f"The ledger of {site} allows more than its policy says today. The smaller cap holds for new work; lower "
+            "that of the ledger, or correct the policy."
         )
         return Check(name="cap-and-delta", site=site, status="attention", text=text, details=figures)
     text = f"Cap and delta of the ledger of {site} are those of its policy, or tighter."

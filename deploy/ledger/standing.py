@@ -61,7 +61,7 @@ def left(state: State, counted: float) -> float:
 def policy_notes(config: SiteConfig, site: Path, state: State) -> Iterator[str]:
     """Yield what to do where the hospital's file allows less, in the lifetime of a patient, than its ledger does.
 
-    Work is held against the ledger's cap; a smaller one that stands only in the file would hold nobody back.
+    Both are enforced, but who reads the ledger alone sees its own cap.
 
     Args:
         config: The hospital's file.
@@ -73,12 +73,14 @@ def policy_notes(config: SiteConfig, site: Path, state: State) -> Iterator[str]:
         ends = isinstance(genesis.rule, FixedPlan)
         yield (
             f"NOTE: policy.lifetime in {site} allows epsilon {exact(wanted.epsilon)}, and the cap of the ledger is "
-            f"{exact(state.cap)}. Only the ledger's cap is enforced. If the ledger is right, change the policy; if the "
-            f"policy is, lower the ledger's cap{' (which ends its schedule for good)' if ends else ''}:"
+            f"{exact(state.cap)}. The smaller one holds for all work, but who reads the ledger alone cannot see it. If "
+            f"the ledger is right, change the policy; if the policy is, lower the ledger's cap"
+            f"{' (which ends its schedule for good)' if ends else ''}:"
         )
         yield command("cap", "--site", str(site), "--to", exact(wanted.epsilon), *(["--yes"] if ends else []))
     if wanted.delta < genesis.delta:
         yield (
             f"NOTE: policy.lifetime in {site} has delta {small(wanted.delta)}, and this ledger counts at "
-            f"{small(genesis.delta)} for good. Only a ledger of other patients can begin with a smaller one."
+            f"{small(genesis.delta)} for good. Work is held to both; only a ledger of other patients can begin with a "
+            "smaller one."
         )

@@ -241,7 +241,7 @@ def test_a_policy_below_the_ledger_is_said_until_the_cap_follows(hospital, site)
     line = f"    python -m deploy ledger cap --site {site} --to 5"
     for verb in ("show", "explain"):
         said = works(verb, "--site", site)
-        assert "Only the ledger's cap is enforced." in " ".join(said.split())
+        assert "The smaller one holds for all work" in " ".join(said.split())
         assert line in said
     works(*shlex.split(line)[4:])
     assert all("NOTE" not in works(verb, "--site", site) for verb in ("show", "explain"))

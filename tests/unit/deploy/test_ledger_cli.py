@@ -224,7 +224,7 @@ def test_nothing_is_left_of_a_schedule_that_was_ended(tmp_path):
 def test_a_policy_below_the_ledger_is_said_with_the_way_out(site, book):
     file = site(**{"epsilon: 8, delta: 1.0e-5": "epsilon: 3, delta: 1.0e-6"})
     notes = list(policy_notes(load_site(file), file, book.state))
-    assert "allows epsilon 3, and the cap of the ledger is 9. Only the ledger's cap is enforced" in notes[0]
+    assert "allows epsilon 3, and the cap of the ledger is 9. The smaller one holds for all work" in notes[0]
     assert notes[1] == f"    python -m deploy ledger cap --site {file} --to 3"
     assert "has delta 0.000001, and this ledger counts at 0.00001 for good" in notes[2]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from privacy.accounting import Release
-from privacy.budget import LedgerSpending, run_filter
+from privacy.budget import LedgerSpending, lifetime_rule, run_filter
 from privacy.errors import RefusalCode
-from privacy.filters import choose_order
+from privacy.filters import FixedPlan, choose_order
 from privacy.heads import Head
 from privacy.policy import Cap
 from privacy.signing import SigningKey, generate_key
-from tests.support.ledger_cases import MODEL, PATIENTS, Hospital, hospital, plan, refused, work
+from tests.support.ledger_cases import MODEL, PATIENTS, RULE, Hospital, hospital, plan, refused, work
 from tests.support.site_ledgers import POLICY
 
 
@@ -64,6 +64,38 @@ def test_the_policy_caps_a_run_and_says_how_few_patients_are_enough(site: Hospit
     crowd = LedgerSpending(site.ledger, dataclasses.replace(POLICY, min_patients=5))
     with refused(RefusalCode.COHORT_TOO_SMALL):
         crowd.reserve(work(3), plan(0.1), model=MODEL)
+
+
+def test_a_cap_of_the_policy_below_the_ledgers_holds_at_once(site: Hospital, spending: LedgerSpending):
+    spending.reserve(work(1), plan(1.0), model=MODEL)
+    smaller = dataclasses.replace(POLICY, lifetime=Cap(epsilon=6.0, delta=1e-5))  # pays for 2.912 nats
+    LedgerSpending(site.ledger, smaller).reserve(work(2), plan(1.9), model=MODEL)
+    with refused(RefusalCode.BUDGET_EXHAUSTED) as caught:
+        LedgerSpending(site.ledger, smaller).reserve(work(3), plan(0.1), model=MODEL)
+    assert "the policy allows epsilon 6 at delta 1e-05 in a lifetime, less than the ledger" in str(
+        caught.value
+    )
+    assert site.kinds()[-1] == "REFUSE"
+    stricter = dataclasses.replace(POLICY, lifetime=Cap(epsilon=8.0, delta=1e-8))  # pays for 2.609 nats
+    with refused(RefusalCode.BUDGET_EXHAUSTED):
+        LedgerSpending(site.ledger, stricter).reserve(work(4), plan(0.1), model=MODEL)
+    spending.reserve(work(5), plan(1.9), model=MODEL)  # by the ledger's own cap there is enough
+
+
+def test_a_cap_as_large_as_the_ledgers_changes_nothing(site: Hospital):
+    for cap in (Cap(epsilon=8.0, delta=1e-5), Cap(epsilon=9.0, delta=1e-4)):
+        assert lifetime_rule(dataclasses.replace(POLICY, lifetime=cap), site.ledger.state()) is None
+    smaller = dataclasses.replace(POLICY, lifetime=Cap(epsilon=9.0, delta=1e-6))
+    assert lifetime_rule(smaller, site.ledger.state()) == dataclasses.replace(RULE, epsilon=9.0, delta=1e-6)
+
+
+def test_a_schedule_dearer_than_the_policy_allows_does_not_run(tmp_path: Path):
+    made = hospital(tmp_path, rule=FixedPlan(schedule=(plan(0.1).release(),), epsilon=8.0, delta=1e-5))
+    smaller = dataclasses.replace(POLICY, lifetime=Cap(epsilon=0.5, delta=1e-5))
+    with refused(RefusalCode.BUDGET_EXHAUSTED) as caught:
+        LedgerSpending(made.ledger, smaller).reserve(work(), plan(0.1), model=MODEL)
+    assert "the schedule spends epsilon" in str(caught.value)
+    LedgerSpending(made.ledger, POLICY).reserve(work(), plan(0.1), model=MODEL)
 
 
 def test_the_order_of_a_run_is_best_for_a_run_that_uses_all_that_the_policy_allows():

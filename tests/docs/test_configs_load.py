@@ -13,7 +13,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def test_the_promised_files_are_there():
-    assert {file.stem for file in FILES} == {"default", "abide", "phantom3d", "smoke"}
+    assert {file.stem for file in FILES} == {"default", "abide", "phantom3d", "smoke", "capped"}
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)

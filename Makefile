@@ -42,6 +42,9 @@ test: setup ## Run all tests (ARGS='tests/unit -k ledger' for some)
 nightly: setup ## 1,000 kills, 10,000 ledgers, mutation tests
 	@LEDGER_KILLS=1000 LEDGER_AGREEMENT=10000 $(BIN)/python -m pytest tests/integration/test_ledger_faults.py \
 	  tests/unit/privacy/test_verify_ledger.py $(ARGS)
+	@$(BIN)/python -m deploy.lock requirements --group nightly > $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install --quiet --requirement $(VENV)/requirements.txt --constraint constraints.txt
+	@$(BIN)/python -m tests.mutation
 
 check: setup ## Lint, format, types, direction of imports, lock
 	@echo "check: ruff"
@@ -66,5 +69,5 @@ schema: setup ## Renew the JSON Schemas of configurations in deploy/configs
 	@$(BIN)/python -m deploy config schema --site > deploy/configs/site-schema.json
 
 clean: ## Remove .venv and caches; results in runs/ stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

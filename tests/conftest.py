@@ -5,7 +5,7 @@ import sys
 import tempfile
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Before anything imports Flower or torch: both read these once. Child processes inherit them.
 _FLOWER_HOME = tempfile.TemporaryDirectory(prefix="flower-home-")
@@ -26,7 +26,15 @@ settings.register_profile(
     max_examples=50,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("repeatable")
+# Of mutation tests (tests/mutation.py): a mutant needs one example that fails, not the smallest.
+settings.register_profile(
+    "quick",
+    parent=settings.get_profile("repeatable"),
+    max_examples=10,
+    phases=[Phase.explicit, Phase.generate],
+    database=None,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)

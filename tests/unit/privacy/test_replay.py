@@ -212,7 +212,7 @@ def test_whatever_was_changed_before_the_signatures_do_not_fit(chain: Chain):
 
 def test_work_is_reserved_once(chain: Chain):
     chain.add("RESERVE", reserving(1, 0.1))
-    chain.refuses("this work was reserved before", "RESERVE", reserving(1, 0.1))
+    chain.refuses("entry 2: this work was reserved before$", "RESERVE", reserving(1, 0.1))
     chain.refuses("this work was reserved before", "RESERVE", reserving(1, 0.2))
     chain.add("RESERVE", reserving(1, 0.1, base="f" * 64))
     chain.add("RESERVE", reserving(1, 0.1, run="other"))
@@ -244,6 +244,8 @@ def test_fewer_steps_count_for_cohorts_and_runs(chain: Chain):
 
 def test_cohorts_that_are_charged_exist(chain: Chain):
     chain.refuses("charges c1, which was never opened", "RESERVE", reserving(cohorts=["c0", "c1"]))
+    four = ["c1", "c2", "c3", "c4"]
+    chain.refuses("charges c1, c2, c3, which was never opened", "RESERVE", reserving(cohorts=four))
     chain.add("ROSTER", {"opens": "c1", "roster": "1" * 64})
     chain.add("RESERVE", reserving(cohorts=["c0", "c1"]))
 
@@ -277,6 +279,27 @@ def test_no_cohort_goes_over_the_cap(chain: Chain):
     chain.refuses("budget-exhausted: cohort c0", "RESERVE", reserving(2, 1.0, cohorts=["c0", "c1"]))
     chain.add("RESERVE", reserving(2, 1.0, cohorts=["c1"]))
     chain.refuses("budget-exhausted: cohort c1", "RESERVE", reserving(3, 4.0, cohorts=["c1"]))
+
+
+def test_a_refusal_says_what_is_spent_and_what_it_would_become(chain: Chain):
+    # At order 4 and delta 1e-5, n nats are an epsilon of n + 3.087862.
+    chain.add("RESERVE", reserving(1, 1.0))
+    text = r"cohort c0: epsilon {} of {} is spent and this would make it {} \(at delta 1e-05\); nothing was trained$"
+    chain.refuses(text.format(r"4\.088", 8, r"9\.088"), "RESERVE", reserving(2, 5.0))
+    run_cap = {"delta": 1e-6, "epsilon": 5.5, "order": 4}
+    of_run = r"run-budget-exhausted: this run has spent epsilon 4\.855 of the 5\.5 that one run may \(at delta 1e-06\)$"
+    chain.refuses(of_run, "RESERVE", reserving(2, 1.0, run_cap=run_cap))  # ln(10) / 3 = 0.767528 more
+    chain.add("CAP_CHANGE", change(chain, 0, []))
+    chain.refuses(text.format(0, 0, 0), "RESERVE", reserving(2, 1.0))
+
+
+def test_a_cap_below_one_is_a_cap():
+    # 0.9 + (ln 1e-5 + ln 64) / 63 - ln(63/64) = 0.799 nats at order 64.
+    chain = Chain(rule={"name": "renyi-filter", "order": 64}, cap=0.9)
+    chain.add("RESERVE", reserving(1, releases=[plan(0.7, order=64).release().to_dict()]))
+    chain.refuses(
+        "budget-exhausted", "RESERVE", reserving(2, releases=[plan(0.2, order=64).release().to_dict()])
+    )
 
 
 def test_all_releases_of_a_reservation_count(chain: Chain):
@@ -327,7 +350,14 @@ def test_a_schedule_is_followed_in_its_order():
     chain.refuses("off-plan", "RESERVE", fixed(2, 0))
     chain.add("RESERVE", fixed(2, 1))
     chain.refuses("off-plan", "RESERVE", fixed(3, 1))
-    chain.refuses("off-plan", "RESERVE", fixed(3, 0))
+    chain.refuses("off-plan: cohort c0: it is not the next part of the schedule$", "RESERVE", fixed(3, 0))
+
+
+def test_parts_of_a_schedule_may_be_reserved_together():
+    chain = Chain(rule=FIXED)
+    chain.refuses("off-plan", "RESERVE", reserving(1, releases=[SCHEDULE[0], SCHEDULE[0]]))
+    chain.add("RESERVE", reserving(1, releases=SCHEDULE))
+    chain.refuses("off-plan", "RESERVE", fixed(2, 1))
 
 
 def test_a_schedule_costs_no_more_than_the_cap():

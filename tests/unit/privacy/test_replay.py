@@ -13,7 +13,7 @@ from privacy.accounting import Release
 from privacy.entries import NO_HASH, Entry
 from privacy.errors import TamperedError
 from privacy.filters import FixedPlan, RenyiFilter
-from privacy.records import cap_statement, rotation_statement
+from privacy.records import Genesis, cap_statement, rotation_statement
 from privacy.replay import State, replay
 from privacy.signing import SigningKey, generate_key
 from tests.support.ledger_cases import RULE, approvals, next_entry, plan, sign, with_steps, work
@@ -117,6 +117,7 @@ def test_a_whole_history_is_replayed_to_where_it_stood(chain: Chain):
     assert state.releases("c0") == (with_steps(plan().release(), 6),)
     assert state.releases("c1") == (plan().release(),)
     assert state.releases_of_run("study") == (with_steps(plan().release(), 6),)
+    assert state.reservations[work(1)].work == work(1)
     assert state.refused == {(work(3), "budget-exhausted")}
     for seq in range(1, 10):
         older = replay(chain.rows[:seq])
@@ -124,8 +125,23 @@ def test_a_whole_history_is_replayed_to_where_it_stood(chain: Chain):
         assert not older.contains(state.head())
 
 
+def test_genesis_is_read_as_it_was_written():
+    chain = Chain(libraries={"opacus": "1.6"}, claims="seeded")
+    assert chain.state.genesis == Genesis(
+        site="hospital",
+        dataset="d" * 64,
+        delta=RULE.delta,
+        cap=RULE.epsilon,
+        rule=RULE,
+        key=KEY.public,
+        approvers=tuple(key.public for key in APPROVERS),
+        claims="seeded",
+        libraries={"opacus": "1.6"},
+    )
+
+
 def test_nothing_is_no_ledger():
-    with pytest.raises(TamperedError, match="the ledger has no entry"):
+    with pytest.raises(TamperedError, match="^ledger, entry 0: the ledger has no entry$"):
         replay([])
     with pytest.raises(ValueError, match="the ledger has no entry yet"):
         _ = State().genesis
@@ -135,7 +151,7 @@ def test_nothing_is_no_ledger():
 
 
 def test_genesis_is_the_first_entry_and_no_other(chain: Chain):
-    chain.refuses("GENESIS must be the first entry and no other", "GENESIS", GENESIS)
+    chain.refuses("entry 1: GENESIS must be the first entry and no other$", "GENESIS", GENESIS)
     empty = State()
     entry = next_entry(empty, "INCIDENT", {"code": "drill", "reference": ""})
     with pytest.raises(TamperedError, match="GENESIS must be the first"):
@@ -258,7 +274,7 @@ def test_cohorts_are_opened_in_order(chain: Chain, opens: str):
 
 
 def test_seeded_noise_is_for_ledgers_that_claim_nothing(chain: Chain):
-    chain.refuses("seeded noise in a ledger", "RESERVE", reserving(randomness="seeded"))
+    chain.refuses("1: seeded noise in a ledger that claims", "RESERVE", reserving(randomness="seeded"))
     Chain(claims="seeded").add("RESERVE", reserving(randomness="seeded"))
 
 

@@ -74,6 +74,12 @@ def test_the_divergence_of_a_gaussian_release_by_hand():
     assert renyi_divergence(replaced, 4) == pytest.approx(20.0, rel=1e-12)
 
 
+def test_no_steps_cost_nothing_even_where_one_is_beyond_computing():
+    assert renyi_divergence(release(1, 1.0, 1e-160), 2) == math.inf
+    assert renyi_divergence(release(0, 1.0, 1e-160), 2) == 0.0
+    assert renyi_divergence(release(0), 2) == 0.0
+
+
 def test_the_divergence_at_order_two_by_hand():
     # (1-q)^2 + 2 q (1-q) + q^2 e^(1/sigma^2), q = 1/2, sigma = 1: 1/4 + 1/2 + e/4 = 1.42957; log = 0.35738.
     assert renyi_divergence(release(1, 0.5, 1.0), 2) == pytest.approx(0.357374, abs=1e-6)
@@ -348,6 +354,13 @@ def test_the_order_is_the_best_of_all(epsilon: float, q: float, noise: float, ne
 
 def test_the_order_where_nothing_can_be_allowed_is_still_an_order():
     assert choose_order(epsilon=1e-9, delta=1e-300, release=release()) == MAX_ORDER
+
+
+def test_a_release_whose_cost_is_below_float64_takes_the_first_order_that_pays():
+    # The conversion is 10.13 at order 2 and 4.80 at order 3.
+    free = release(1, 0.01, 1e9)
+    assert renyi_divergence(free, 3) == 0.0
+    assert choose_order(epsilon=8.0, delta=DELTA, release=free) == 3
 
 
 def test_what_a_filter_gives_up_for_adaptivity():

@@ -141,7 +141,7 @@ def test_genesis_is_read_as_it_was_written():
 
 
 def test_nothing_is_no_ledger():
-    with pytest.raises(TamperedError, match="^ledger, entry 0: the ledger has no entry$"):
+    with pytest.raises(TamperedError, match=r"^ledger, entry 0: the ledger has no entry$"):
         replay([])
     with pytest.raises(ValueError, match="the ledger has no entry yet"):
         _ = State().genesis

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy import entries
 from privacy.entries import (
     KINDS,
     MAX_BODY_BYTES,
@@ -178,6 +181,78 @@ def test_a_value_out_of_its_range_is_refused(kind: str, changes: dict[str, Any])
         decode(body(kind, **changes), 5)
     with pytest.raises(ValueError, match="which its form does not allow"):
         encode(seq=5, prev=HASH, time=100, kind=kind, fields={**EXAMPLES[kind], **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("GENESIS", {"delta": 5e-324}),
+        ("GENESIS", {"cap": 0}),
+        ("GENESIS", {"cap": 1e6}),
+        ("GENESIS", {"approvers": []}),
+        ("GENESIS", {"approvers": [f"{number:064x}" for number in range(16)]}),
+        ("GENESIS", {"rule": {"name": "renyi-filter", "order": 2}}),
+        ("GENESIS", {"rule": {"name": "renyi-filter", "order": 1024}}),
+        ("GENESIS", {"rule": {"name": "fixed-plan", "schedule": [RELEASE]}}),
+        ("GENESIS", {"rule": {"name": "fixed-plan", "schedule": [RELEASE] * 200}}),
+        ("GENESIS", {"libraries": {}}),
+        ("GENESIS", {"libraries": {f"{number:060}": "1" * 60 for number in range(40)}}),
+        ("GENESIS", {"site": "x"}),
+        ("GENESIS", {"site": "x" * 100}),
+        ("RESERVE", {"releases": [RELEASE] * 16}),
+        ("RESERVE", {"cohorts": ["c0"]}),
+        ("RESERVE", {"cohorts": ["c2", "c10", "c999999999"]}),
+        ("RESERVE", {"mechanism": {"unit": "patient"} | {f"{number:060}": 1 for number in range(19)}}),
+        ("RESERVE", {"mechanism": {"unit": "patient", "note": "x" * 200, "least": -1, "flag": False}}),
+        ("RESERVE", {"run": "x" * 200, "round": 2**53 - 1}),
+        ("RESERVE", {"run_cap": {"delta": 1e-5, "epsilon": 0, "order": 8}}),
+        ("COMMIT", {"steps": [0], "reserve": 0}),
+        ("COMMIT", {"steps": [1] * 16}),
+        ("CAP_CHANGE", {"to": 0, "approvals": []}),
+        ("INCIDENT", {"code": "x" * 40, "reference": "x" * 40}),
+        ("INCIDENT", {"code": "x", "reference": ""}),
+    ],
+)
+def test_a_value_at_the_edge_of_its_range_is_taken(kind: str, changes: dict[str, Any]):
+    assert decode(body(kind, **changes), 5).fields == {**EXAMPLES[kind], **changes}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"libraries": {"x" * 61: "1"}}, {"libraries": {"": "1"}}, {"libraries": {"x": ""}}]
+)
+def test_names_of_libraries_are_short_texts(changes: dict[str, Any]):
+    with pytest.raises(TamperedError, match=r"libraries is .*, which its form does not allow"):
+        decode(body("GENESIS", **changes), 5)
+
+
+_EVEN: entries.Check = lambda value: value in (2, 4)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("make", "taken", "refused"),
+    [
+        (lambda: entries._text(3), ["a", "abc"], ["", "abcd", 5, None, ["a"]]),
+        (lambda: entries._matches(re.compile("ab?")), ["a", "ab"], ["", "abb", "xab", b"ab", None]),
+        (lambda: entries._one_of("a", "b"), ["a", "b"], ["", "c", "ab", None, ["a"]]),
+        (
+            lambda: entries._list_of(_EVEN, least=1, most=2),
+            [[2], [2, 4]],
+            [[], [2, 2, 2], [2, 3], (2,), None],
+        ),
+        (lambda: entries._or_null(_EVEN), [None, 2], [3, ""]),
+        (
+            lambda: entries._object({"a": _EVEN, "b": _EVEN}),
+            [{"a": 2, "b": 4}],
+            [{}, {"a": 2}, {"a": 2, "b": 3}, {"a": 3, "b": 2}, {"a": 2, "b": 2, "c": 2}, [("a", 2)], None],
+        ),
+    ],
+)
+def test_what_forms_are_made_of(
+    make: Callable[[], entries.Check], taken: list[object], refused: list[object]
+):
+    check = make()
+    assert [check(value) for value in taken] == [True] * len(taken)
+    assert [check(value) for value in refused] == [False] * len(refused)
 
 
 @pytest.mark.parametrize(

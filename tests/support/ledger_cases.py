@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,9 +56,10 @@ def work(number: int = 1, run: str = "study") -> Work:
     return Work(run=run, round=number, base=f"{number:064x}")
 
 
-def refused(code: RefusalCode) -> pytest.RaisesExc[RefusedError]:
-    """Expect a refusal with a code."""
-    return pytest.raises(RefusedError, match=f"^{code.value}")
+def refused(code: RefusalCode, sentence: str | None = None) -> pytest.RaisesExc[RefusedError]:
+    """Expect a refusal with a code and, if it is given, exactly this sentence for the people at the site."""
+    text = code.value if sentence is None else re.escape(f"{code.value}: {sentence}") + "$"
+    return pytest.raises(RefusedError, match=f"^{text}")
 
 
 @dataclass(kw_only=True)

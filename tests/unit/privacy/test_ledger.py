@@ -50,7 +50,15 @@ def test_work_is_reserved_with_its_parameters_and_never_an_epsilon(site: Hospita
     assert (body["run"], body["round"], body["base"]) == ("study", 1, f"{1:064x}")
     assert body["releases"] == [plan().release().to_dict()]
     assert (body["model"], body["policy"], body["randomness"]) == (MODEL, POLICY, "os")
-    assert body["mechanism"]["max_grad_norm"] == 1.0
+    assert body["mechanism"] == {
+        "divisor": 10,
+        "grad_engine": "vmap",
+        "max_grad_norm": 1,
+        "max_records_per_patient": 8,
+        "name": "patient-level DP-SGD, Gaussian noise",
+        "plan_delta": 1e-5,
+        "unit": "patient",
+    }
     assert body["run_cap"] is None
     assert "epsilon" not in str(body).replace("epsilon_", "")
 
@@ -95,7 +103,7 @@ def test_other_parameters_for_the_same_work_are_refused(site: Hospital, change: 
 
 def test_another_model_for_the_same_work_is_refused(site: Hospital):
     site.reserve(work())
-    with refused(RefusalCode.KEY_REUSED):
+    with refused(RefusalCode.KEY_REUSED, "this work was reserved for other parameters"):
         site.reserve(work(), model="9" * 64)
 
 
@@ -109,9 +117,10 @@ def test_seeded_noise_and_single_records_are_refused_for_work_that_was_reserved_
 
 
 def test_seeded_and_record_level_plans_are_refused_where_privacy_is_claimed(site: Hospital):
-    with refused(RefusalCode.SEEDED):
+    with refused(RefusalCode.SEEDED, "seeded noise is for simulations alone"):
         site.reserve(work(), plan(randomness="seeded"))
-    with refused(RefusalCode.UNIT):
+    of_records = "a plan that protects single records says nothing of a patient, who has several"
+    with refused(RefusalCode.UNIT, of_records):
         site.reserve(work(2), plan(unit="record", max_records_per_patient=1))
     assert site.kinds() == ["GENESIS", "REFUSE", "REFUSE"]
     assert [body.get("code") for body in site.bodies()[1:]] == ["seeded-noise", "unit-not-patient"]
@@ -217,6 +226,13 @@ def test_fewer_steps_give_back_what_was_not_done(site: Hospital):
         site.reserve(work(5))
 
 
+def test_work_that_took_no_step_costs_nothing(site: Hospital):
+    site.reserve(work(1), plan(4.0))
+    site.ledger.commit(work(1), [0], "a" * 64)
+    assert site.ledger.state().releases("c0") == ()
+    site.reserve(work(2), plan(4.0))
+
+
 def test_the_same_commit_is_written_once_and_another_is_refused(site: Hospital):
     site.reserve(work())
     site.ledger.commit(work(), [3], "a" * 64)
@@ -224,7 +240,7 @@ def test_the_same_commit_is_written_once_and_another_is_refused(site: Hospital):
     site.reopen()
     site.ledger.commit(work(), [3], "a" * 64)
     for steps, update in (([2], "a" * 64), ([3], "b" * 64), ([3, 0], "a" * 64)):
-        with refused(RefusalCode.ALREADY_COMMITTED):
+        with refused(RefusalCode.ALREADY_COMMITTED, "another update was committed for this work"):
             site.ledger.commit(work(), steps, update)
     assert site.kinds() == ["GENESIS", "RESERVE", "COMMIT"]
 
@@ -232,15 +248,15 @@ def test_the_same_commit_is_written_once_and_another_is_refused(site: Hospital):
 @pytest.mark.parametrize("steps", [[5], [-1], [], [1, 1]])
 def test_more_steps_than_reserved_are_not_committed(site: Hospital, steps: list[int]):
     site.reserve(work())
-    with refused(RefusalCode.STEPS_EXCEED_RESERVATION):
+    with refused(RefusalCode.STEPS_EXCEED_RESERVATION, f"steps {steps} done, [4] reserved"):
         site.ledger.commit(work(), steps, "a" * 64)
     assert site.kinds() == ["GENESIS", "RESERVE"]
 
 
 def test_what_was_not_reserved_is_not_committed_and_has_no_receipt(site: Hospital):
-    with refused(RefusalCode.NOT_RESERVED):
+    with refused(RefusalCode.NOT_RESERVED, "work must be reserved before it is committed"):
         site.ledger.commit(work(), [4], "a" * 64)
-    with refused(RefusalCode.NOT_RESERVED):
+    with refused(RefusalCode.NOT_RESERVED, "only committed work has a receipt"):
         site.ledger.receipt(work())
     site.reserve(work())
     with refused(RefusalCode.NOT_RESERVED):

@@ -271,13 +271,15 @@ def traced(number: int, log: Path, *options: str) -> Iterator[None]:
 
 
 def calls_in(log: Path) -> tuple[str, ...]:
-    """Return the names of the calls between marker and first answer, in order."""
+    """Return the names of the calls between marker and first answer, in order.
+
+    A `poll` that the child was in already when strace came may be missing from the log.
+    """
     names: list[str] = []
-    begun = False
     for line in log.read_text(errors="replace").splitlines():
         if _MARKER.match(line):
-            begun = True
-        elif begun and (match := _CALL.match(line)):
+            names = []
+        elif match := _CALL.match(line):
             if match[1] == "writev":
                 break
             names.append(match[1])

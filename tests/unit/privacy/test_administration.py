@@ -103,9 +103,11 @@ def test_a_patient_that_the_ledger_does_not_know_is_named_so(site: Hospital):
 
 
 def test_too_few_patients_are_refused_and_their_number_is_not_written(site: Hospital):
-    with refused(RefusalCode.COHORT_TOO_SMALL) as refusal:
+    too_few = (
+        "fewer than 5 patients can take part, which the policy's min_patients asks for"  # not: there are 4
+    )
+    with refused(RefusalCode.COHORT_TOO_SMALL, too_few):
         site.reserve(work(), min_patients=5)
-    assert "4" not in str(refusal.value)
     site.reserve(work(2), min_patients=4)
     site.reserve(work(3), plan(3.0))  # c0 is at 4 of 4.9
     set_patients(site.ledger, [*PATIENTS, "emil"])

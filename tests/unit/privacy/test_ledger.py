@@ -179,7 +179,7 @@ def test_nothing_is_written_with_a_ledger_open_for_reading(site: Hospital):
     assert reader.state().size == 1
     with pytest.raises(SigningError, match="opened for reading; writing needs the site's key"):
         reader.reserve(work(), plan(), model=MODEL, policy=POLICY)
-    with pytest.raises(SigningError, match="^the ledger was opened without the site's salt"):
+    with pytest.raises(SigningError, match=r"^the ledger was opened without the site's salt"):
         reader.may_sample(["anna"], ["c0"])
 
 

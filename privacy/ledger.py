@@ -466,7 +466,7 @@ def _mechanism(plan: PrivacyPlan) -> dict[str, Any]:
         "grad_engine": plan.grad_engine,
         "max_grad_norm": plan.max_grad_norm,
         "max_records_per_patient": plan.max_records_per_patient,
-        "name": "patient-level DP-SGD, Gaussian noise" if plan.unit == "patient" else "record-level DP-SGD",
+        "name": "patient-level DP-SGD, Gaussian noise",  # any other unit is refused
         "plan_delta": plan.delta,
         "unit": plan.unit,
     }

@@ -65,6 +65,13 @@ class KeyStream:
         key = self._words(2)
         return np.random.Generator(np.random.Philox(key=int(key[0]) << 64 | int(key[1])))
 
+    def words(self, count: int) -> bytearray:
+        """Return the next [count] words of 64 bits as they come, for who makes deviates elsewhere."""
+        out = bytearray(8 * count + 15)  # CTR writes a block more where it has to
+        written = self._encryptor.update_into(bytes(8 * count), out)
+        del out[written:]
+        return out
+
     def _words(self, count: int) -> npt.NDArray[np.uint64]:
         """Return the next [count] words of 64 bits, little endian on every machine."""
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8").astype(

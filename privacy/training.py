@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from privacy.accounting import Release
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
+from privacy.deviates import noised_on_device
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, number_problem
 from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
@@ -227,6 +228,8 @@ def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStre
         noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.max_grad_norm, divisor=plan.divisor
     )
     scale = plan.noise_multiplier * plan.max_grad_norm
+    if any(tensor.is_cuda for tensor in clipped.values()):
+        return noised_on_device(clipped, noise, scale=scale, divisor=plan.divisor, spacing=spacing)
     flat = torch.cat(
         [tensor.detach().flatten().to("cpu", torch.float64) for tensor in clipped.values()]
     ).numpy()

@@ -1,0 +1,81 @@
+"""Noise made on a device: the deviates of the CPU's stream, on the CPU's grid."""
+
+import numpy as np
+import pytest
+import torch
+
+from privacy.deviates import noised_on_device, normal_of_words
+from privacy.noise import KeyStream
+from privacy.plan import PrivacyPlan
+from privacy.training import noised_mean
+
+KEY = bytes(range(32))
+PLAN = PrivacyPlan(
+    sampling_probability=0.1, steps=1, noise_multiplier=1.3, max_grad_norm=0.7, divisor=6.0, delta=1e-5
+)
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def words_of(*values: int) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, dtype="<u8").view("<i8"))
+
+
+def test_its_words_are_those_of_the_stream():
+    whole = KeyStream(KEY).words(1000)
+    again = KeyStream(KEY)
+    assert bytes(whole) == bytes(again.words(1)) + bytes(again.words(0)) + bytes(again.words(999))
+    assert len(whole) == 8000
+
+
+def test_its_deviates_are_those_of_the_stream(device: str):
+    words = torch.frombuffer(KeyStream(KEY).words(100_000), dtype=torch.int64).to(device)
+    expected = KeyStream(KEY).normal(100_000)
+    np.testing.assert_allclose(normal_of_words(words).cpu().numpy(), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_extreme_words_have_finite_deviates(device: str):
+    found = normal_of_words(words_of(0, 1, 2**64 - 1, 2**64 - 2, 2**63, 2**63 - 1).to(device)).cpu()
+    assert torch.isfinite(found).all()
+    assert found[0].item() == pytest.approx(9.155293773)
+    assert found[1].item() == pytest.approx(-9.155293773)
+    assert abs(found[2].item()) < 1e-15  # the largest magnitude word is the median
+
+
+def test_what_is_released_is_what_the_cpu_releases(device: str):
+    generator = torch.Generator().manual_seed(3)
+    clipped = {
+        "weight": torch.randn(30, 7, generator=generator, dtype=torch.float64),
+        "bias": torch.randn(7, generator=generator, dtype=torch.float64),
+    }
+    expected = noised_mean(clipped, PLAN, KeyStream(KEY))
+    spacing = 2.0**-13
+    found = noised_on_device(
+        {name: tensor.to(device) for name, tensor in clipped.items()},
+        KeyStream(KEY),
+        scale=PLAN.noise_multiplier * PLAN.max_grad_norm,
+        divisor=PLAN.divisor,
+        spacing=spacing,
+    )
+    assert list(found) == list(expected)
+    for name, tensor in found.items():
+        assert tensor.device.type == device
+        assert tensor.shape == clipped[name].shape
+        assert torch.equal(tensor.cpu() / spacing, (tensor.cpu() / spacing).round())
+        assert (tensor.cpu() - expected[name]).abs().max() <= spacing  # a tie may fall to the other side
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gradients_on_a_gpu_are_noised_there():
+    clipped = {"weight": torch.zeros(1000, dtype=torch.float64, device="cuda")}
+    released = noised_mean(clipped, PLAN, KeyStream(KEY))["weight"]
+    assert released.is_cuda
+    expected = noised_mean({"weight": torch.zeros(1000, dtype=torch.float64)}, PLAN, KeyStream(KEY))["weight"]
+    assert (released.cpu() - expected).abs().max() <= 2.0**-13

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,7 @@ def test_a_field_of_another_type_is_named(kind: str, value: Any):
         ("RESERVE", {"mechanism": {"unit": "patient"} | {str(number): 1 for number in range(20)}}),
         ("RESERVE", {"mechanism": {"unit": "patient", "patients": ["anna"]}}),
         ("RESERVE", {"mechanism": {"unit": "patient", "note": "x" * 201}}),
+        ("RESERVE", {"mechanism": {"unit": "patient", "x" * 61: 1}}),
         ("RESERVE", {"mechanism": {"divisor": 10}}),
         ("RESERVE", {"mechanism": {"unit": "record"}}),
         ("RESERVE", {"randomness": "dice"}),
@@ -204,6 +206,7 @@ def test_a_value_out_of_its_range_is_refused(kind: str, changes: dict[str, Any])
         ("RESERVE", {"cohorts": ["c2", "c10", "c999999999"]}),
         ("RESERVE", {"mechanism": {"unit": "patient"} | {f"{number:060}": 1 for number in range(19)}}),
         ("RESERVE", {"mechanism": {"unit": "patient", "note": "x" * 200, "least": -1, "flag": False}}),
+        ("RESERVE", {"mechanism": {"unit": "patient", "most": sys.float_info.max}}),
         ("RESERVE", {"run": "x" * 200, "round": 2**53 - 1}),
         ("RESERVE", {"run_cap": {"delta": 1e-5, "epsilon": 0, "order": 8}}),
         ("COMMIT", {"steps": [0], "reserve": 0}),
@@ -215,6 +218,12 @@ def test_a_value_out_of_its_range_is_refused(kind: str, changes: dict[str, Any])
 )
 def test_a_value_at_the_edge_of_its_range_is_taken(kind: str, changes: dict[str, Any]):
     assert decode(body(kind, **changes), 5).fields == {**EXAMPLES[kind], **changes}
+
+
+def test_cohorts_are_no_more_than_a_hundred_thousand():
+    names = [f"c{number}" for number in range(100_001)]
+    assert entries._cohorts(names[1:])
+    assert not entries._cohorts(names)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +325,13 @@ def test_a_number_beyond_every_float_is_refused_as_any_other():
             decode(body("RESERVE").replace(b'"divisor":10', b'"divisor":' + digits), 5)
 
 
+def test_a_value_that_json_does_not_have_is_refused_by_its_field():
+    with pytest.raises(
+        ValueError, match=r"^ROSTER: ROSTER: roster is \{'x'\}, which its form does not allow$"
+    ):
+        encode(seq=5, prev=HASH, time=100, kind="ROSTER", fields={"opens": None, "roster": {"x"}})
+
+
 def test_an_entry_that_could_not_be_read_back_is_not_made():
     fields = EXAMPLES["RESERVE"]
     for mechanism in ({"divisor": 1e20}, {"divisor": 2.0**53}, {"divisor": 2**53}, {"note": "\ud800"}):
@@ -344,7 +360,10 @@ def test_what_is_exact_is_what_canonical_json_reads_back(number: float):
     except (rfc8785.CanonicalizationError, OverflowError):
         same = False
     assert is_exact(number) == same
-    assert not is_exact(math.nan)
+
+
+def test_what_is_not_finite_is_not_exact():
+    assert not any(is_exact(number) for number in (math.nan, math.inf, -math.inf))
 
 
 def test_releases_of_an_entry_are_a_list_of_releases():

@@ -267,6 +267,8 @@ def _solve_noise(
         low, high = high, 2 * high
     while spent(low) <= most:
         low, high = low / 2, low
+    if spent(high) >= aim:  # there is no sign to change above the middle of the target
+        return high
 
     def excess(log_noise: float) -> float:
         return spent(math.exp(log_noise)) - (aim + most) / 2

@@ -195,6 +195,12 @@ def test_the_pair_has_both_figures_and_the_tighter_one_is_smaller():
     assert 0 < pair.pld < pair.rdp
 
 
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_a_delta_that_is_no_probability_is_refused(delta: float):
+    with pytest.raises(PlanError, match=r"^accounting: delta must be a number in \(0, 1\), got"):
+        epsilons([release()], delta)
+
+
 def test_the_pair_of_nothing_is_zero():
     assert epsilons([], 1e-5) == EpsilonPair(rdp=0.0, pld=0.0)
 
@@ -203,7 +209,8 @@ def test_the_pair_of_nothing_is_zero():
     ("rdp", "pld"), [(5.0, 5.2), (1.0, 1.02), (0.0, 0.1), (5.0, math.nan), (5.0, math.inf)]
 )
 def test_accountants_that_disagree_stop_everything(rdp: float, pld: float):
-    with pytest.raises(AccountingError, match="the accountants disagree: PLD"):
+    text = "the tighter bound; do not release anything, and check the versions of opacus and dp-accounting$"
+    with pytest.raises(AccountingError, match=f"^the accountants disagree: PLD .*, though it is {text}"):
         check_pair(EpsilonPair(rdp=rdp, pld=pld))
 
 
@@ -273,12 +280,55 @@ def test_calibration_reports_every_problem_at_once():
             neighbouring="both",  # type: ignore[arg-type]
             tolerance=0.0,
         )
-    assert len(caught.value.problems) == 6
+    assert caught.value.problems == (
+        "epsilon must be a finite number > 0, got -1.0",
+        "tolerance must be a number in (0, 0.5], got 0.0",
+        "delta must be a number in (0, 1), got 1.0",
+        "steps must be an integer from 1 to 1000000, got 0",
+        "accountant must be one of rdp, pld, got 'gdp'",
+        "neighbouring must be one of add_remove, replace_one, got 'both'",
+    )
+    assert str(caught.value).startswith("calibration: epsilon must")
     with pytest.raises(PlanError, match="sampling_probability"):
         calibrate_noise(epsilon=1.0, delta=1e-5, sampling_probability=1.5, steps=1)
 
 
+@pytest.mark.parametrize("change", [{"tolerance": 0.51}, {"steps": 1_000_001}, {"epsilon": math.inf}])
+def test_calibration_refuses_what_is_just_out_of_range(change: dict[str, float]):
+    arguments = {"epsilon": 1.0, "delta": 1e-5, "sampling_probability": 0.1, "steps": 1}
+    with pytest.raises(PlanError, match=f"^calibration: {next(iter(change))} must be"):
+        calibrate_noise(**{**arguments, **change})
+    assert calibrate_noise(**arguments, tolerance=0.5) > 0
+
+
+def test_calibration_to_what_a_round_figure_costs_finds_that_figure():
+    # The search brackets from 10: a target met there, and not below its middle, has no change of sign to find.
+    spent = RdpAccountant().epsilon([release(100, 0.1, 10.0)], 1e-5)
+    arguments = {"delta": 1e-5, "sampling_probability": 0.1, "steps": 100, "accountant": "rdp"}
+    assert calibrate_noise(epsilon=spent * 1.0001, **arguments) == 10.0
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("place", [1e-3, 0.1, 0.2, 3.0, 10.0, 1e4])
+@pytest.mark.parametrize("width", [0.5, 0.9, 0.999])
+def test_the_search_ends_within_the_target_wherever_that_lies(power: float, place: float, width: float):
+    def spent(noise: float) -> float:
+        return (place / noise) ** power
+
+    noise = accounting._solve_noise(spent, 0.1, 10.0, (width, 1.0))
+    assert width <= spent(noise) <= 1.0
+
+
+@pytest.mark.parametrize("edge", [0.3, 0.7, 1.1, 2.3, 3.1, 5.7])
+def test_the_search_never_ends_above_the_target_even_at_a_cliff(edge: float):
+    # 2 below the edge and 0.5 above: a bisection may end on either side, by a tenth of ln(1 / 0.9).
+    noise = accounting._solve_noise(lambda noise: 2.0 if noise < edge else 0.5, 0.1, 10.0, (0.9, 1.0))
+    assert edge <= noise <= 1.03 * edge
+
+
 def test_calibration_says_when_no_noise_is_enough():
+    with pytest.raises(PlanError, match=r"^calibration: no noise multiplier up to 200000 reaches the target"):
+        accounting._solve_noise(lambda _: 2.0, 0.1, 1e5, (0.9, 1.0))
     with pytest.raises(
         PlanError, match=r"no noise multiplier up to \d+ reaches the target; allow more epsilon"
     ):

@@ -230,6 +230,8 @@ def test_models_that_left_and_incidents_are_written_down(site: Hospital):
         "model": "c" * 64, "audience": "partners",
     }  # fmt: skip
     assert (site.bodies()[2]["code"], site.bodies()[2]["reference"]) == ("laptop-lost", "INC-42")
+    note_incident(site.ledger, "drill")
+    assert site.bodies()[3]["reference"] == ""
 
 
 def test_a_word_that_an_entry_has_no_room_for_is_not_written(site: Hospital):

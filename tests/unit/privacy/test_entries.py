@@ -294,6 +294,42 @@ def test_what_is_no_entry_is_refused(text: bytes):
         decode(text, 9)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"[]", "not an object"),
+        (b"x" * MAX_BODY_BYTES, "entry: "),
+        (b"x" * (MAX_BODY_BYTES + 1), "the body is not bytes, or longer than an entry can be"),
+        (
+            b'{"kind":"X"}',
+            "kind is 'X', must be one of GENESIS, ROSTER, RESERVE, COMMIT, REFUSE, CAP_CHANGE, ",
+        ),
+        (
+            b'{"kind":"ROSTER","v":1}',
+            "ROSTER: fields that are missing or unknown: opens, prev, roster, seq, time",
+        ),
+        (
+            body("INCIDENT") + b"\n",
+            "the body is not canonical JSON (RFC 8785): it was written by something else",
+        ),
+        (
+            body("GENESIS").replace(b"hospital", b"\\ud800"),
+            "a number or text that canonical JSON cannot hold",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_of_the_entry(text: bytes, problem: str):
+    with pytest.raises(TamperedError, match=re.escape(f"ledger, entry 9: {problem}")) as caught:
+        decode(text, 9)
+    assert caught.value.entry == 9
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, 1.5])
+def test_delta_is_a_probability(delta: float):
+    with pytest.raises(ValueError, match=f"delta is {delta}, which its form does not allow"):
+        encode(seq=5, prev=HASH, time=100, kind="GENESIS", fields=EXAMPLES["GENESIS"] | {"delta": delta})
+
+
 @pytest.mark.parametrize("text", [None, "{}", 5, bytearray(b"{}")])
 def test_what_is_not_bytes_is_refused(text: Any):
     with pytest.raises(TamperedError, match="the body is not bytes"):

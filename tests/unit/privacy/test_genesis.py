@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy import genesis
+from privacy import genesis, store
 from privacy.administration import (
     set_patients,
 )
@@ -43,6 +43,41 @@ def test_a_patient_is_in_one_ledger_of_a_folder(site: Hospital, tmp_path: Path):
     other.reserve(work(1), plan(4.0))
     assert other.ledger.state().genesis.dataset != site.ledger.state().genesis.dataset
     site.reserve(work(1), plan(4.0))
+
+
+def test_whatever_else_lies_in_a_folder_hides_no_ledger(site: Hospital, tmp_path: Path):
+    (tmp_path / "folder.sqlite").mkdir()
+    text = "of these patients, and what is spent on a patient must add up in one place: put these records into that "
+    text += "dataset, or leave those patients out$"
+    with pytest.raises(LedgerError, match=f"already holds 4 {text}"):
+        hospital(tmp_path, name="other.sqlite", dataset="other")
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_hospitals_ledger_is_flushed_to_disk_from_its_first_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeded: bool
+):
+    made: list[bool] = []
+    create = store.Store.create
+
+    def spy(path: Path, *, durable: bool = True) -> store.Store:
+        made.append(durable)
+        return create(path, durable=durable)
+
+    monkeypatch.setattr(store.Store, "create", spy)
+    claimed = {"seeded": True} if seeded else {}
+    ledger = genesis.begin(
+        tmp_path / "ledger.sqlite",
+        site="hospital",
+        dataset="cohort",
+        rule=RULE,
+        patients=PATIENTS,
+        key=generate_key(),
+        salt=SALT,
+        **claimed,
+    )
+    assert made == [not seeded]
+    assert ledger.state().genesis.claims == ("seeded" if seeded else "dp")
 
 
 def test_a_withdrawn_patient_cannot_begin_anew_in_another_ledger(site: Hospital, tmp_path: Path):

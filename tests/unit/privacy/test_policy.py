@@ -162,6 +162,8 @@ def test_equal_policies_have_equal_hashes_however_their_numbers_are_written():
     )
     assert whole == make_policy()
     assert whole.hash() == make_policy().hash()
+    ones = {"min_noise_multiplier": 1, "max_sampling_probability": 1}
+    assert make_policy(**ones).hash() == make_policy(**dict.fromkeys(ones, 1.0)).hash()
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Policy)])
@@ -206,6 +208,7 @@ def test_problems_of_caps_do_not_hide_others():
     }
     with pytest.raises(PlanError) as caught:
         Policy.from_dict({**document, "unit": "scan", "models": [MODEL, 3]})
+    assert str(caught.value).startswith("policy: lifetime.epsilon")
     assert [problem.split(" ")[0] for problem in caught.value.problems] == [
         "lifetime.epsilon",
         "per_run.delta",

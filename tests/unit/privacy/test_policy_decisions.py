@@ -181,6 +181,8 @@ def test_a_model_is_not_allowed_because_it_calls_itself_any():
 
 
 def test_a_policy_without_metrics_lets_none_leave():
+    (objection,) = make_policy(metrics={"loss": 5.0, "kl": 2.0}).objections(ask(metrics={"ssim": 1e9}))
+    assert "metrics of this policy: kl, loss; ask" in objection.sentence
     (objection,) = make_policy(metrics={}).objections(ask(metrics={"loss": 1e9}))
     assert "metrics of this policy: none; ask" in objection.sentence
 
@@ -209,3 +211,8 @@ def test_a_request_names_all_its_problems():
         "metrics.loss must be a finite number >= 0, got nan",
         "metrics.kl must be a finite number >= 0, got -1.0",
     )
+    assert str(caught.value).startswith("request: num_sites")
+
+
+def test_a_metric_may_be_asked_for_without_noise():
+    assert ask(metrics={"loss": 0, "kl": 0.5}).metrics == {"loss": 0, "kl": 0.5}

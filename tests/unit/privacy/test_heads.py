@@ -246,7 +246,7 @@ def test_a_head_travels_as_json_and_is_signed(site: Hospital):
     ],
 )
 def test_a_head_of_another_form_is_refused(site: Hospital, change: dict[str, object], named: str):
-    with pytest.raises(PlanError, match=named):
+    with pytest.raises(PlanError, match=f"^ledger head: {named}"):
         Head.from_dict({**site.ledger.head().to_dict(), **change})
 
 
@@ -256,22 +256,33 @@ def test_a_head_of_another_form_is_refused(site: Hospital, change: dict[str, obj
         ({"since": -1}, "since must be a whole number >= 0"),
         ({"since": True}, "since must be a whole number >= 0"),
         ({"since": "5"}, "since must be a whole number >= 0"),
-        ({"consistency": ["0" * 64] * 65}, "at most 64 hashes"),
-        ({"consistency": ["0" * 63]}, "at most 64 hashes"),
+        ({"consistency": ["0" * 64] * 65}, "proofs must be lists of at most 64 hashes"),
+        ({"consistency": ["0" * 63]}, "proofs must be lists of at most 64 hashes"),
         ({"consistency": "0" * 64}, "proofs must be lists of text"),
         ({"consistency": [5]}, "proofs must be lists of text"),
         ({"consistency": None}, "proofs must be lists of text"),
         ({"reserve": None}, "must be a mapping"),
         ({"reserve": {"body": 5, "proof": []}}, "body must be text"),
         ({"reserve": {"body": "x"}}, "proof is missing"),
-        ({"commit": {"body": "x", "proof": ["zz"]}}, "at most 64 hashes"),
+        ({"commit": {"body": "x"}}, "proof is missing"),
+        ({"commit": {"body": "x", "proof": ["zz"]}}, "proofs must be lists of at most 64 hashes"),
         ({"head": {}}, "dataset is missing"),
         ({"count": 5}, "'count' is unknown"),
     ],
 )
 def test_a_receipt_of_another_form_is_refused(kept, change: dict[str, object], named: str):
-    with pytest.raises(PlanError, match=named):
+    subject = "ledger head" if "head" in change else "receipt"
+    with pytest.raises(PlanError, match=f"^{subject}: {named}"):
         Receipt.from_dict({**kept[0].to_dict(), **change})
+
+
+def test_proofs_are_no_longer_than_any_ledger_needs(kept: tuple[Receipt, Head]):
+    document, most = kept[0].to_dict(), ("0" * 64,) * 64
+    assert Receipt.from_dict({**document, "consistency": most}).consistency == most
+    for name in ("reserve", "commit"):
+        assert Receipt.from_dict({**document, name: {"body": "x", "proof": most}})
+        with pytest.raises(PlanError, match="at most 64 hashes"):
+            Receipt.from_dict({**document, name: {"body": "x", "proof": (*most, "0" * 64)}})
 
 
 def test_the_largest_head_and_what_contradicts_it(site: Hospital):

@@ -53,7 +53,7 @@ def test_pseudonyms_are_unlinkable_without_the_salt_and_apart_from_datasets():
 
 
 def test_a_salt_is_made_once_and_read_by_its_owner_alone(tmp_path: Path):
-    path = tmp_path / "keys" / "salt"
+    path = tmp_path / "site" / "keys" / "salt"
     salt = create_salt(path)
     assert len(salt) == 32
     assert load_salt(path) == salt

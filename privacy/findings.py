@@ -34,6 +34,7 @@ ASSUMES = (
 )
 CANNOT_SEE = (
     "shuffled instead of Poisson sampling (tests/statistical/test_sampling.py does)",
+    "noise that repeats from step to step (tests/statistical/test_noise.py does)",
     "seeds known to an attacker, floating-point side channels, and what leaves a site besides the update",
     "a loss of privacy that only real patients suffer, or smaller than the gap between bound and claim",
 )

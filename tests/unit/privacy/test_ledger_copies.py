@@ -1,17 +1,22 @@
-"""Keys, heads and copies of a ledger: an older or another one is noticed, and other ledgers are witnessed."""
+"""Keys, heads, copies and the file of a ledger: an older or another one is noticed, and other ledgers are witnessed."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from privacy import store
 from privacy.errors import LedgerError, RefusalCode, SigningError, TamperedError
 from privacy.heads import Head
 from privacy.ledger import Ledger
 from privacy.signing import generate_key
+from privacy.store import Store
 from privacy.witness import check_witnesses
 from tests.support.ledger_cases import (
     MODEL,
@@ -91,7 +96,10 @@ def test_a_file_moved_into_the_place_of_an_open_ledger_is_noticed(site: Hospital
 def test_a_file_that_was_removed_is_not_written_to(site: Hospital):
     site.reserve(work(1))
     site.path.unlink()
-    with pytest.raises(LedgerError, match=r"check the disk, its space and who may write there$"):
+    with pytest.raises(
+        LedgerError,
+        match=r": unable to open database file; nothing runs .* check the disk, its space and who may write there$",
+    ):
         site.reserve(work(2))
     assert not site.path.exists()
 
@@ -141,6 +149,55 @@ def test_heads_that_nobody_of_this_site_signed_hold_nothing_up(site: Hospital):
     check_witnesses(state, [forged, bent, elsewhere, large, head])
 
 
+# --- the file ---------------------------------------------------------------------------------------------
+
+
+def pragmas(connection: sqlite3.Connection) -> dict[str, object]:
+    names = ("synchronous", "journal_mode", "trusted_schema", "cell_size_check", "busy_timeout")
+    return {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
+
+
+@pytest.mark.parametrize(("more", "synchronous"), [({}, 3), ({"durable": True}, 3), ({"durable": False}, 0)])
+def test_what_is_acknowledged_is_flushed_and_the_file_is_not_trusted(
+    site: Hospital, more: dict[str, bool], synchronous: int
+):
+    site.ledger.close()
+    with Store(site.path, writable=True, **more).transaction() as connection:
+        assert pragmas(connection) == {
+            "synchronous": synchronous,  # 3: EXTRA, 0: OFF
+            "journal_mode": "delete",
+            "trusted_schema": 0,
+            "cell_size_check": 1,
+            "busy_timeout": 30_000,
+        }
+
+
+@pytest.mark.parametrize(
+    ("torn", "access", "may_write"),
+    [(False, True, False), (True, True, True), (True, False, False), (False, False, False)],
+)
+def test_a_reader_writes_only_where_a_killed_writer_has_to_be_rolled_back(
+    site: Hospital, monkeypatch: pytest.MonkeyPatch, torn: bool, access: bool, may_write: bool
+):
+    site.ledger.close()
+    if torn:
+        site.path.with_name(f"{site.path.name}-journal").touch()
+    asked: list[tuple[Path, int]] = []
+    monkeypatch.setattr(os, "access", lambda *of: asked.append(of) or access)
+    expected = contextlib.nullcontext() if may_write else pytest.raises(LedgerError, match="readonly")
+    with expected, Store(site.path, writable=False).reading() as connection:
+        connection.execute("DELETE FROM patients")
+    assert asked == ([(site.path, os.W_OK)] if torn else [])
+
+
+def test_an_entry_that_is_not_there_is_named(site: Hospital):
+    with (
+        site.ledger.reading() as connection,
+        pytest.raises(LedgerError, match=r"^entry 7 is missing or damaged$"),
+    ):
+        store.body(connection, 7)
+
+
 # --- heads -----------------------------------------------------------------------------------------------
 
 
@@ -172,8 +229,6 @@ def test_heads_of_other_ledgers_are_kept_the_largest_of_each(site: Hospital, tmp
 
 
 def test_no_more_ledgers_are_witnessed_than_there_is_room_for(site: Hospital, monkeypatch):
-    from privacy import store
-
     monkeypatch.setattr(store, "MAX_WITNESSED", 2)
     key = generate_key()
 

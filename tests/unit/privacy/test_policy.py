@@ -67,6 +67,12 @@ def test_a_cap_names_all_its_problems():
     )
 
 
+def test_a_cap_is_read_strictly():
+    assert Cap.from_dict({"epsilon": 1, "delta": 0.5}) == Cap(epsilon=1.0, delta=0.5)
+    with pytest.raises(PlanError, match=r"^cap: delta is missing"):
+        Cap.from_dict({"epsilon": 1})
+
+
 @pytest.mark.parametrize("name", ["lifetime", "per_run"])
 def test_delta_must_be_below_one_over_the_patients(name):
     """At delta = 1 / 5000 = 0.0002 one of 5000 patients may be published in full."""

@@ -162,7 +162,7 @@ class Privacy(BaseModel):
     site_divisors: dict[Name, Positive] = {}
     unit: Literal["patient", "record"] = "patient"
     max_records_per_patient: Count = 8
-    grad_engine: Literal["vmap", "opacus"] = "vmap"
+    grad_engine: Literal["vmap", "opacus", "bookkeeping"] = "vmap"
     optimiser: Literal["sgd", "adam"] = "adam"
     learning_rate: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -105,15 +105,18 @@ def build_engine(name: GradEngine, *, max_rows: int = 256) -> GradientEngine:
     """Return the engine of that name.
 
     Args:
-        name: `vmap` or `opacus`.
+        name: `vmap`, `opacus` or `bookkeeping`.
         max_rows: Cap on records computed at once, >= 1: bounds memory, does not change the sum beyond
             rounding. A patient with more records is still computed at once.
     """
     if max_rows < 1:
         raise ValueError(f"max_rows must be >= 1, got {max_rows}")
+    from privacy.bookkeeping import BookkeepingEngine  # it builds upon this module
+
     engines: dict[GradEngine, Callable[[], GradientEngine]] = {
         "vmap": lambda: VmapEngine(max_rows=max_rows),
         "opacus": lambda: OpacusEngine(max_rows=max_rows),
+        "bookkeeping": lambda: BookkeepingEngine(max_rows=max_rows),
     }
     return engines[name]()
 
@@ -129,8 +132,7 @@ class Rows:
         patient: [B] int64 in 0..num_patients-1.
         weight: [B]: 1 / K_p, K_p the records of the row's patient, so that a weighted sum is a mean of each
             patient.
-        num_patients: P >= 1.
-        is_uniform: Whether all patients have equally many records.
+        counts: K_p of each patient, P >= 1 of them.
     """
 
     values: Tensor
@@ -138,8 +140,17 @@ class Rows:
     noise: Tensor
     patient: Tensor
     weight: Tensor
-    num_patients: int
-    is_uniform: bool
+    counts: tuple[int, ...]
+
+    @property
+    def num_patients(self) -> int:
+        """Return P."""
+        return len(self.counts)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Return whether all patients have equally many records."""
+        return min(self.counts) == max(self.counts)
 
     @property
     def num_records(self) -> int:
@@ -181,8 +192,7 @@ def patient_chunks(batch: Batch, latent_noise: Tensor, max_rows: int, *, like: T
             noise=latent_noise[rows].to(like),
             patient=(batch.patient[rows] - first).to(like.device),
             weight=(1.0 / own.to(torch.float64)).repeat_interleave(own).to(like),
-            num_patients=last - first,
-            is_uniform=bool((own == own[0]).all()),
+            counts=tuple(own.tolist()),
         )
         first, start = last, ends[last - 1]
 
@@ -217,7 +227,7 @@ class VmapEngine:
         self, module: nn.Module, batch: Batch, *, latent_noise: Tensor, kl_weight: float, max_grad_norm: float
     ) -> ClippedSum:
         """Return the sum of clipped patient gradients; see `GradientEngine`."""
-        trainable, constants = _split_parameters(module)
+        trainable, constants = split_parameters(module)
 
         def weighted_loss(
             parameters: Gradients, values: Tensor, covariates: Tensor, noise: Tensor, weight: Tensor
@@ -227,7 +237,7 @@ class VmapEngine:
             return (losses * weight).sum()
 
         gradients_of = torch.func.vmap(torch.func.grad_and_value(weighted_loss), in_dims=(None, 0, 0, 0, 0))
-        total = _Accumulator(trainable, max_grad_norm)
+        total = Accumulator(trainable, max_grad_norm)
         for rows in patient_chunks(batch, latent_noise, self.max_rows, like=next(iter(trainable.values()))):
             # Where patients have equally many records, one gradient a patient; else one a record, regrouped.
             groups = rows.num_patients if rows.is_uniform else rows.num_records
@@ -256,8 +266,8 @@ class OpacusEngine:
         self, module: nn.Module, batch: Batch, *, latent_noise: Tensor, kl_weight: float, max_grad_norm: float
     ) -> ClippedSum:
         """Return the sum of clipped patient gradients; see `GradientEngine`."""
-        trainable, _ = _split_parameters(module)
-        total = _Accumulator(trainable, max_grad_norm)
+        trainable, _ = split_parameters(module)
+        total = Accumulator(trainable, max_grad_norm)
         if batch.num_patients == 0:
             return total.result()
         if not all(part.training for part in module.modules()):
@@ -272,8 +282,8 @@ class OpacusEngine:
         return total.result()
 
 
-class _Accumulator:
-    """Clips gradients of patients as they come and sums them in float64."""
+class Accumulator:
+    """Clips gradients of patients as they come and sums them in float64; counts what a `ClippedSum` tells."""
 
     def __init__(self, trainable: Gradients, max_grad_norm: float) -> None:
         self._max_grad_norm = max_grad_norm
@@ -292,19 +302,29 @@ class _Accumulator:
         }
         # float64 norms: 1e30 squared overflows float32. vector_norm converts as it reads, without a copy.
         parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in flat.values()]
-        norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-        finite = torch.isfinite(norms)
-        factors = torch.where(finite, (self._max_grad_norm / norms).clamp(max=1.0), 0.0)
-        all_finite = bool(finite.all())
+        factors = self.factors(torch.linalg.vector_norm(torch.stack(parts), dim=0), losses)
+        all_counted = bool((factors > 0).all())
         for name, part in flat.items():
-            if not all_finite:
-                part = torch.where(finite[:, None], part, 0.0)  # noqa: PLW2901 - 0 x inf would be NaN
-            self._sum[name] += (factors @ part.to(torch.float64)).reshape(self._sum[name].shape)
+            if not all_counted:
+                part = torch.where(factors[:, None] > 0, part, 0.0)  # noqa: PLW2901 - 0 x inf would be NaN
+            self.add_weighted(name, factors @ part.to(torch.float64))
+
+    def factors(self, norms: Tensor, losses: Tensor) -> Tensor:
+        """Return [P] float64: what to multiply gradients of these norms with; counts the patients.
+
+        norms: [P] float64, or upper bounds of them; losses: [P]. Zero where the norm is not finite.
+        """
+        finite = torch.isfinite(norms)
         self._num_nonfinite += int((~finite).sum())
         self._num_clipped += int((finite & (norms > self._max_grad_norm)).sum())
         self._loss_sum += float(
             torch.where(finite & torch.isfinite(losses), losses, 0.0).sum(dtype=torch.float64)
         )
+        return torch.where(finite, (self._max_grad_norm / norms).clamp(max=1.0), 0.0)
+
+    def add_weighted(self, name: str, total: Tensor) -> None:
+        """Add what patients contribute to a parameter, clipped and summed in float64."""
+        self._sum[name] += total.reshape(self._sum[name].shape)
 
     def result(self) -> ClippedSum:
         """Return what was added."""
@@ -316,7 +336,7 @@ class _Accumulator:
         )
 
 
-def _split_parameters(module: nn.Module) -> tuple[Gradients, Gradients]:
+def split_parameters(module: nn.Module) -> tuple[Gradients, Gradients]:
     """Return detached (trainable parameters, frozen parameters and buffers) by name."""
     parameters = dict(module.named_parameters())
     trainable = {name: tensor.detach() for name, tensor in parameters.items() if tensor.requires_grad}

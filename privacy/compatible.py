@@ -172,7 +172,7 @@ def _coupling_reasons(probe: nn.Module, dummy: _Dummy, losses: Tensor) -> Iterat
 
 def _engine_reasons(probe: nn.Module, dummy: _Dummy, engine: GradEngine) -> Iterator[str]:
     """Yield where the engine fails or disagrees with a loop over patients."""
-    another = "vmap" if engine == "opacus" else "opacus"
+    another = "opacus" if engine == "vmap" else "vmap"
     try:
         clipped = build_engine(engine).clipped_sum(
             probe, dummy, latent_noise=dummy.latent_noise, kl_weight=1.0, max_grad_norm=_UNBOUNDED

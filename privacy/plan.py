@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from privacy.accounting import MAX_STEPS, NEIGHBOURINGS, Neighbouring, Release
 from privacy.errors import PlanError
@@ -19,7 +19,7 @@ from privacy.unsafe import NoPrivacy
 
 Unit = Literal["patient", "record"]
 RandomnessKind = Literal["os", "seeded"]
-GradEngine = Literal["opacus", "vmap"]
+GradEngine = Literal["bookkeeping", "opacus", "vmap"]
 
 KIND = "patient-dp"
 
@@ -72,7 +72,7 @@ class PrivacyPlan:
             *integer_problem("max_records_per_patient", self.max_records_per_patient, low=1),
             *choice_problem("neighbouring", self.neighbouring, choices=NEIGHBOURINGS),
             *choice_problem("randomness", self.randomness, choices=("os", "seeded")),
-            *choice_problem("grad_engine", self.grad_engine, choices=("opacus", "vmap")),
+            *choice_problem("grad_engine", self.grad_engine, choices=get_args(GradEngine)),
         ]
         if self.unit == "record" and self.max_records_per_patient != 1:
             problems.append("unit record needs max_records_per_patient = 1 and a cohort grouped by record")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from privacy.accounting import CURVE_INTERVAL, PldAccountant, Release
 from privacy.audit import AuditResult, audit_inputs, audit_training
 from privacy.canaries import GradientCanaries
 from privacy.noise import Randomness, SeededRandomness, SystemRandomness
-from privacy.plan import PrivacyPlan
+from privacy.plan import GradEngine, PrivacyPlan
 from privacy.training import NoisedOptimiser
 from vae.data.cohort import Cohort
 from vae.data.toy import ToySpec, open_toy
@@ -106,6 +106,7 @@ def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
     release = dataclasses.replace(last, steps=min(last.steps, MAX_STEPS))
     constants = _constants_of(account, last)
     records = 1 if account.unit == "record" else int(constants.get("max_records_per_patient", 8))
+    engine = constants.get("grad_engine")
     plan = PrivacyPlan(
         sampling_probability=release.sampling_probability,
         steps=release.steps,
@@ -117,7 +118,7 @@ def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
         max_records_per_patient=records,
         neighbouring=release.neighbouring,
         randomness="os" if account.claims == "dp" else "seeded",
-        grad_engine="opacus" if constants.get("grad_engine") == "opacus" else "vmap",
+        grad_engine=engine if engine in get_args(GradEngine) else "vmap",
     )
     return plan, release
 

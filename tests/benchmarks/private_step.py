@@ -22,7 +22,7 @@ from vae.data.cohort import Cohort
 from vae.models import build
 from vae.spec import ModelSpec
 
-ENGINES: tuple[GradEngine, ...] = ("vmap", "opacus")
+ENGINES: tuple[GradEngine, ...] = ("vmap", "opacus", "bookkeeping")
 
 
 @dataclass(frozen=True, kw_only=True)

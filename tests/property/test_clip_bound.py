@@ -24,7 +24,7 @@ RECORD = st.lists(ENTRY, min_size=SIZE, max_size=SIZE)
 PATIENT = st.lists(RECORD, min_size=1, max_size=4)
 BOUND = st.sampled_from([1e-3, 0.5, 1.0, 7.25, 1e3])
 
-engines = pytest.mark.parametrize("engine", ["vmap", "opacus"])
+engines = pytest.mark.parametrize("engine", ["vmap", "opacus", "bookkeeping"])
 types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 

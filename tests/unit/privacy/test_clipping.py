@@ -25,7 +25,7 @@ from tests.support.private_toys import (
 )
 from vae.data.cohort import Batch
 
-ENGINES: tuple[GradEngine, ...] = ("vmap", "opacus")
+ENGINES: tuple[GradEngine, ...] = ("vmap", "opacus", "bookkeeping")
 RAGGED = (1, 3, 2, 1, 5)
 UNIFORM = (2, 2, 2, 2)
 

@@ -16,7 +16,7 @@ from privacy.plan import GradEngine
 from tests.support.private_toys import LATENT, SHAPES, ImageVae, TableVae, make_module
 from vae.data.cohort import Batch
 
-engines = pytest.mark.parametrize("engine", ["vmap", "opacus"])
+engines = pytest.mark.parametrize("engine", ["vmap", "opacus", "bookkeeping"])
 
 
 def example(shape: tuple[int, ...], covariates: int = 2) -> Batch:

@@ -37,7 +37,7 @@ BAD: list[tuple[str, list[object], str]] = [
     ("max_records_per_patient", [0, -1, 2.0, None, True], "must be an integer >= 1"),
     ("neighbouring", ["zero_out", None], "must be one of add_remove, replace_one"),
     ("randomness", ["torch", None], "must be one of os, seeded"),
-    ("grad_engine", ["ghost", None], "must be one of opacus, vmap"),
+    ("grad_engine", ["ghost", None], "must be one of bookkeeping, opacus, vmap"),
 ]
 CASES = [(name, value, rule) for name, values, rule in BAD for value in values]
 

@@ -36,7 +36,7 @@ from vae.data.cohort import Batch, Cohort
 RECORDS = (1, 3, 2, 1, 5, 2, 1, 4)
 SGD = NoisedOptimiser(learning_rate=0.05)
 
-engines = pytest.mark.parametrize("engine", ["vmap", "opacus"])
+engines = pytest.mark.parametrize("engine", ["vmap", "opacus", "bookkeeping"])
 
 
 def make_plan(**changes: object) -> PrivacyPlan:

@@ -162,14 +162,16 @@ def test_what_is_acknowledged_is_flushed_and_the_file_is_not_trusted(
     site: Hospital, more: dict[str, bool], synchronous: int
 ):
     site.ledger.close()
-    with Store(site.path, writable=True, **more).transaction() as connection:
-        assert pragmas(connection) == {
-            "synchronous": synchronous,  # 3: EXTRA, 0: OFF
-            "journal_mode": "delete",
-            "trusted_schema": 0,
-            "cell_size_check": 1,
-            "busy_timeout": 30_000,
-        }
+    made = Store.create(site.path.with_name("new.sqlite"), **more)
+    for opened in (made, Store(site.path, writable=True, **more)):
+        with opened.transaction() as connection:
+            assert pragmas(connection) == {
+                "synchronous": synchronous,  # 3: EXTRA, 0: OFF
+                "journal_mode": "delete",
+                "trusted_schema": 0,
+                "cell_size_check": 1,
+                "busy_timeout": 30_000,
+            }
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_a_cap_names_all_its_problems():
         "epsilon must be a finite number > 0, got 0",
         "delta must be a number in (0, 1), got 1",
     )
+    assert str(caught.value).startswith("cap: epsilon")
 
 
 def test_a_cap_is_read_strictly():
@@ -87,6 +88,8 @@ def test_a_minimum_that_no_cohort_can_reach_is_refused():
     with pytest.raises(PlanError, match="min_patients must be at most patients_bound = 5000, got 5001"):
         make_policy(min_patients=5001)
     assert make_policy(min_patients=5000).min_patients == 5000
+    with pytest.raises(PlanError, match="min_patients must be at most patients_bound = 1, got 2"):
+        make_policy(patients_bound=1, min_patients=2)
 
 
 @pytest.mark.parametrize("wrong", ["A" * 64, "a" * 63, "a" * 65, "g" * 64, "", 3])
@@ -108,6 +111,16 @@ def test_a_model_is_a_hash(wrong):
 def test_a_metric_has_a_name_and_noise(metrics, problem):
     with pytest.raises(PlanError, match=problem):
         make_policy(metrics=metrics)
+
+
+def test_each_metric_is_told_its_problem():
+    with pytest.raises(PlanError) as caught:
+        make_policy(metrics={"a b": 1.0, "loss": 0, "kl": -1.0})
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == [
+        "metrics",
+        "metrics.loss",
+        "metrics.kl",
+    ]
 
 
 def test_the_edges_are_allowed():

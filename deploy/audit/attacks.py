@@ -106,7 +106,8 @@ def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
     release = dataclasses.replace(last, steps=min(last.steps, MAX_STEPS))
     constants = _constants_of(account, last)
     records = 1 if account.unit == "record" else int(constants.get("max_records_per_patient", 8))
-    engine = constants.get("grad_engine")
+    engines: tuple[GradEngine, ...] = get_args(GradEngine)
+    named = constants.get("grad_engine")
     plan = PrivacyPlan(
         sampling_probability=release.sampling_probability,
         steps=release.steps,
@@ -118,7 +119,7 @@ def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
         max_records_per_patient=records,
         neighbouring=release.neighbouring,
         randomness="os" if account.claims == "dp" else "seeded",
-        grad_engine=engine if engine in get_args(GradEngine) else "vmap",
+        grad_engine=next((engine for engine in engines if engine == named), "vmap"),
     )
     return plan, release
 

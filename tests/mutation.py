@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time")
     parser.add_argument(
-        "--keep", action="store_true", help="keep the results of the last run that still hold"
+        "--keep",
+        action="store_true",
+        help="go on with a run that was cut off; what it decided stands, whatever tests are new",
     )
     parser.add_argument(
         "--report", action="store_true", help="run nothing; print the last run's (implies --keep)"

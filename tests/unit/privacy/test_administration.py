@@ -139,7 +139,9 @@ def test_a_changed_table_of_patients_is_noticed(site: Hospital, change: str):
     site.ledger.close()
     with raw(site.path) as connection:
         connection.execute(change)
-    with pytest.raises(TamperedError, match="table of patients is not the one that the ledger holds"):
+    with pytest.raises(
+        TamperedError, match=r"^ledger, entry 0: the table of patients is not the one that the ledger holds$"
+    ):
         site.reopen()
 
 

@@ -190,6 +190,7 @@ def test_nothing_is_written_with_a_ledger_open_for_reading(site: Hospital):
         ({"run": "x" * 201}, "run must be a text of 1 to 200 characters"),
         ({"run": 5}, "run must be a text"),
         ({"run": "\ud800"}, "run must be text that UTF-8 can hold"),
+        ({"run": "a\udfff"}, "run must be text that UTF-8 can hold"),
         ({"round": -1}, "round must be an integer from 0"),
         ({"round": True}, "round must be an integer"),
         ({"round": 2**53}, "round must be an integer from 0 to 9007199254740991"),
@@ -199,8 +200,9 @@ def test_nothing_is_written_with_a_ledger_open_for_reading(site: Hospital):
 )
 def test_work_that_no_entry_can_hold_is_refused(change: dict[str, object], named: str):
     fields: dict[str, object] = {"run": "study", "round": 1, "base": "0" * 64}
-    with pytest.raises(PlanError, match=named):
+    with pytest.raises(PlanError, match=f"^work: {named}"):
         Work(**(fields | change))  # type: ignore[arg-type]
+    assert Work(run="\ue000" * 200, round=0, base="0" * 64).round == 0
 
 
 # --- commit ----------------------------------------------------------------------------------------------

@@ -174,6 +174,13 @@ def test_what_is_acknowledged_is_flushed_and_the_file_is_not_trusted(
             }
 
 
+@pytest.mark.parametrize(("seeded", "synchronous"), [(False, 3), (True, 0)])
+def test_only_a_simulation_does_without_flushing(tmp_path: Path, seeded: bool, synchronous: int):
+    made = hospital(tmp_path, seeded=seeded)
+    with made.reopen().writing() as transaction:
+        assert pragmas(transaction.connection)["synchronous"] == synchronous
+
+
 @pytest.mark.parametrize(
     ("torn", "access", "may_write"),
     [(False, True, False), (True, True, True), (True, False, False), (False, False, False)],

@@ -111,6 +111,7 @@ def test_merging_never_hides_an_epoch():
 def test_merging_never_makes_a_release_too_long_to_exist():
     longest = release(1_000_000)
     assert merge_releases([longest, release(1), longest]) == (longest, release(1), longest)
+    assert merge_releases([release(999_999), release(1)]) == (longest,)
 
 
 @pytest.mark.parametrize(

@@ -321,9 +321,10 @@ def test_the_search_ends_within_the_target_wherever_that_lies(power: float, plac
 
 
 @pytest.mark.parametrize("edge", [0.3, 0.7, 1.1, 2.3, 3.1, 5.7])
-def test_the_search_never_ends_above_the_target_even_at_a_cliff(edge: float):
-    # 2 below the edge and 0.5 above: a bisection may end on either side, by a tenth of ln(1 / 0.9).
-    noise = accounting._solve_noise(lambda noise: 2.0 if noise < edge else 0.5, 0.1, 10.0, (0.9, 1.0))
+@pytest.mark.parametrize(("below", "above"), [(2.0, 0.5), (1.01, 0.2)])
+def test_the_search_never_ends_above_the_target_even_at_a_cliff(edge: float, below: float, above: float):
+    # The root finder ends where the excess is smaller, on either side by a tenth of ln(1 / 0.9), a step of 1 %.
+    noise = accounting._solve_noise(lambda noise: below if noise < edge else above, 0.1, 10.0, (0.9, 1.0))
     assert edge <= noise <= 1.03 * edge
 
 

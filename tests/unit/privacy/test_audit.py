@@ -24,7 +24,7 @@ PLAN = PrivacyPlan(
     sampling_probability=0.5,
     steps=4,
     noise_multiplier=1.5,
-    max_grad_norm=1.0,
+    max_grad_norm=0.5,
     divisor=5.0,
     delta=1e-4,
     max_records_per_patient=3,
@@ -52,10 +52,12 @@ class Watched:
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []
         self.names: set[str] = set()
+        self.norms: set[float] = set()
 
-    def clipped_sum(self, module: torch.nn.Module, batch: Any, **arguments: Any) -> Any:
+    def clipped_sum(self, module: Any, batch: Any, **arguments: Any) -> Any:
         self.batches.append((batch.num_patients, int(torch.bincount(batch.patient).max())))
         self.names |= dict(module.named_parameters()).keys()
+        self.norms.add(module.norm)
         return VmapEngine().clipped_sum(module, batch, **arguments)
 
 
@@ -66,6 +68,7 @@ def test_the_run_that_is_audited_is_one_of_the_plan_with_canaries_among_its_pati
     assert all(most == 3 for _, most in engine.batches), "the plan's cap on records holds for canaries"
     drawn = np.mean([patients for patients, _ in engine.batches])
     assert 15 < drawn < 40  # half of 4 patients and of about 50 canaries
+    assert engine.norms == {20 * 0.5}
     assert CANARY_WEIGHTS in engine.names
     assert "module.encoder.0.weight" in engine.names
     assert (found.num_canaries, found.claimed, found.delta, found.sees) == (
@@ -153,6 +156,23 @@ def test_guests_are_guessed_from_their_losses_alone():
     assert (found.clopper_pearson, found.gaussian_estimate, found.sees) == (None, None, SEES_MODEL)
     assert not found.violated
     assert inputs() == found
+
+
+def test_a_module_is_not_changed_by_guests_either():
+    module = make_module("table")
+    weights = weights_of(module)
+    audit_inputs(
+        module,
+        COHORT,
+        make_cohort((6,), [1] * 10),
+        plan=PLAN,
+        claimed=PLAN.release(),
+        optimiser=NoisedOptimiser(learning_rate=0.1),
+        randomness=SeededRandomness(1),
+        kl_weight=1.0,
+        latent_size=LATENT,
+    )
+    assert torch.equal(weights_of(module), weights)
 
 
 def test_guests_that_a_model_without_noise_has_learned_by_heart_are_found():

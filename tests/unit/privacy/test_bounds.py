@@ -165,6 +165,23 @@ def test_the_curve_of_no_privacy_is_never_rejected_and_that_of_full_privacy_soon
     assert not bounds.fdp_rejects(guesses(200, 100, 0), everything, failure=0.05)
 
 
+@pytest.mark.parametrize("failure", [0.05, 0.01])
+@pytest.mark.parametrize(("canaries", "made"), [(40, 40), (200, 100), (1000, 1000)])
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+def test_of_randomised_response_it_refutes_almost_all_that_can_be(
+    canaries: int, made: int, epsilon: float, failure: float
+):
+    """Its guesses are right independently with probability e^eps / (1 + e^eps): the exact threshold is a binomial's."""
+    curve = Profile(epsilons=(epsilon,), deltas=(0.0,))
+    accuracy = math.exp(epsilon) / (1 + math.exp(epsilon))
+    exact = next(v for v in range(made + 1) if stats.binom.sf(v - 1, made, accuracy) < failure)
+    refuted = [
+        bounds.fdp_rejects(guesses(canaries, made, v), curve, failure=failure) for v in range(made + 1)
+    ]
+    assert refuted == sorted(refuted)
+    assert refuted.index(True) in (exact, exact + 1)
+
+
 def test_curves_refute_what_the_one_run_bound_refutes_and_more():
     evidence = guesses(1000, 200, 190)
     by_theorem = bounds.one_run_bound(evidence, delta=1e-5, failure=0.05)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from privacy import bounds
 from privacy.accounting import PldAccountant, RdpAccountant, Release
 from privacy.bounds import BoolArray, FloatArray
 from privacy.findings import CANNOT_SEE, SEES_MODEL, SEES_STEPS, AuditResult, judge, profile_of
@@ -60,12 +63,39 @@ def test_a_claim_of_too_much_noise_falls():
     assert found.auc > 0.95
 
 
-def test_the_one_run_bound_alone_can_refute():
-    """Large claims are refuted by a certain mechanism only through counts of guesses: both tests are there."""
-    scores, included = scores_of(30.0, 4000)
-    found = judged(scores, included, claimed=(dataclasses.replace(CLAIM, noise_multiplier=20.0),))
-    assert found.violated
-    assert found.lower_bound > found.epsilon_pld
+def test_either_test_alone_refutes(monkeypatch: pytest.MonkeyPatch):
+    by_curve = judged(*scores_of(2.0, 2000))
+    assert by_curve.violated
+    assert by_curve.lower_bound < by_curve.epsilon_pld
+    monkeypatch.setattr(bounds, "fdp_rejects", lambda *_, **__: False)
+    by_count = judged(*scores_of(9.0, 2000))
+    assert by_count.violated
+    assert by_count.lower_bound > by_count.epsilon_pld
+    assert by_count.lower_bound_fdp == 0.0
+    assert not judged(*scores_of(2.0, 2000)).violated
+
+
+def test_the_two_that_decide_share_the_failure_and_their_candidates_share_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked: dict[str, list[float]] = {"one_run_bound": [], "fdp_rejects": []}
+
+    def recorded(name: str) -> Callable[..., Any]:
+        right = getattr(bounds, name)
+
+        def call(*arguments: Any, failure: float, **more: Any) -> Any:
+            asked[name].append(failure)
+            return right(*arguments, failure=failure, **more)
+
+        return call
+
+    for name in asked:
+        monkeypatch.setattr(bounds, name, recorded(name))
+    monkeypatch.setattr(bounds, "fdp_bound", lambda *_, **__: 0.0)  # of the family, which decides nothing
+    judged(scores_of(1.0, 200)[0].repeat(2, axis=0), scores_of(1.0, 200)[1], confidence=0.88)
+    # 0.12 for two tests, each of 2 scores x 3 shares
+    assert [round(each, 12) for each in asked["one_run_bound"]] == [0.01] * 6
+    assert {round(each, 12) for each in asked["fdp_rejects"]} == {0.01}
 
 
 def test_scores_that_say_nothing_bound_nothing():

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import aggregation, engines, ledger, many_sites, memory, private_step
+from tests.benchmarks import aggregation, audit_power, engines, ledger, many_sites, memory, private_step
 from tests.benchmarks.federation import Measured, Shape, run
 from tests.benchmarks.figures import Figure, document, figure, interleaved, machine, ratios
+from tests.support.broken import BROKEN
 
 
 def test_the_command_prints_a_table_and_writes_json_of_the_same_figures(tmp_path, capsys):
@@ -33,7 +34,7 @@ def test_the_command_prints_a_table_and_writes_json_of_the_same_figures(tmp_path
 
 def test_every_name_is_a_benchmark_and_another_is_refused():
     modules = {"private_step": private_step, "aggregation": aggregation, "engines": engines}
-    modules |= {"memory": memory, "many_sites": many_sites, "ledger": ledger}
+    modules |= {"memory": memory, "many_sites": many_sites, "ledger": ledger, "audit_power": audit_power}
     assert set(command.NAMES) == set(modules)
     assert all(callable(module.measure) for module in modules.values())
     with pytest.raises(SystemExit):
@@ -100,6 +101,18 @@ def test_a_ledger_is_written_to_and_opened(tmp_path):
     ]
     assert all(each.repeats == 2 and each.value > 0 for each in figures)
     assert [each.note for each in figures[4:6]] == ["5 entries", "11 entries"]
+
+
+def test_the_power_of_audits_is_told_with_what_was_claimed():
+    bound, seconds = audit_power.measure_variant("no noise", BROKEN["no noise"], range(1))
+    assert (bound.name, bound.unit, bound.note) == (
+        "audit/no noise",
+        "eps",
+        "claimed 2.34, refuted in 1 of 1 seeds",
+    )
+    assert bound.value > 2.34
+    assert (seconds.name, seconds.unit) == ("audit/no noise, time", "s")
+    assert seconds.value > 0
 
 
 def test_growth_is_told_in_models():

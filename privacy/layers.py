@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privacy.products import ConvolutionProduct, EmbeddingProduct, Geometry, LinearProduct, Product
+from privacy.convolutions import ConvolutionProduct, Geometry
+from privacy.products import EmbeddingProduct, LinearProduct, Product
 
 Explain = Callable[[Tensor], Iterator[tuple[str, Product | Tensor]]]
 """From the gradient of a layer's output to the uses of its parameters, by name: a `Product`, or [B, *shape]."""

@@ -38,12 +38,11 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 # Doubles that a block of float64 copies may hold: they stay in a core's cache.
 _BLOCK = 2**16
-# Doubles that the Gram matrices of a block of patients may hold, 32 MiB.
-_GRAM_BLOCK = 2**22
+# Doubles that the Gram matrices of a block of patients may hold.
+GRAM_BLOCK = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +104,26 @@ class Product(Protocol):
         ...
 
     @property
+    def features(self) -> int:
+        """Return the entries of one x and one g."""
+        ...
+
+    @property
     def has_gram(self) -> bool:
         """Return whether `squared_norms` exists."""
         ...
 
+    @property
+    def has_columns(self) -> bool:
+        """Return whether `columns` exists and is another way than `gradients`."""
+        ...
+
     def gram_elements(self, records: int) -> int:
         """Return the float64 numbers that `squared_norms` holds for a patient of that many records."""
+        ...
+
+    def gram_work(self, records: int) -> int:
+        """Return the multiplications of `squared_norms` for such a patient."""
         ...
 
     def gradient(self, rows: slice) -> Tensor:
@@ -119,6 +132,10 @@ class Product(Protocol):
 
     def gradients(self, run: Run) -> Tensor:
         """Return [G, *shape]: the gradient of each patient, by one kernel."""
+        ...
+
+    def columns(self, run: Run) -> Tensor:
+        """Return [G, *shape]: the gradient of each patient, from x and g written out as matrices."""
         ...
 
     def squared_norms(self, run: Run) -> Tensor:
@@ -147,6 +164,21 @@ def by_patient(rows: Tensor, run: Run) -> Tensor:
     return rows[run.rows].reshape(run.patients, run.records, *rows.shape[1:])
 
 
+def per_patient(rows: Tensor, runs: tuple[Run, ...]) -> Tensor:
+    """Return [P, ...]: sums of [B, ...] over the rows of each patient."""
+    sums = [rows[run.rows] if run.records == 1 else by_patient(rows, run).sum(1) for run in runs]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def per_row(patients: Tensor, runs: tuple[Run, ...]) -> Tensor:
+    """Return [B]: each patient's value at each of their rows."""
+    spread, first = [], 0
+    for run in runs:
+        spread.append(patients[first : first + run.patients].repeat_interleave(run.records))
+        first += run.patients
+    return torch.cat(spread)
+
+
 def squared_row_norms(tensor: Tensor) -> Tensor:
     """Return [N] float64: the squared L2 norm of each row of [N, ...]."""
     rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
@@ -173,19 +205,19 @@ def weighted_sum(factors: Tensor, tensor: Tensor) -> Tensor:
     return total.reshape(tensor.shape[1:])
 
 
-def _per_row(values: Tensor, like: Tensor) -> Tensor:
+def broadcast(values: Tensor, like: Tensor) -> Tensor:
     """Return [B] as [B, 1, ...] with as many axes as `like`."""
     return values.reshape(-1, *(1 for _ in like.shape[1:]))
 
 
-def _scale(tensor: Tensor, factors: Tensor, finite: Tensor | None) -> Tensor:
+def scale_rows(tensor: Tensor, factors: Tensor, finite: Tensor | None) -> Tensor:
     """Return the rows times their factors; zero where not finite, because 0 x inf is NaN."""
     if finite is not None:
-        tensor = torch.where(_per_row(finite, tensor), tensor, 0.0)
-    return tensor * _per_row(factors, tensor).to(tensor.dtype)
+        tensor = torch.where(broadcast(finite, tensor), tensor, 0.0)
+    return tensor * broadcast(factors, tensor).to(tensor.dtype)
 
 
-def _gram_sum(first: Tensor, second: Tensor) -> Tensor:
+def gram_sum(first: Tensor, second: Tensor) -> Tensor:
     """Return [G]: sum_{t,s} <x_t, x_s> <g_t, g_s> of [G, features, N] and [G, features, N] float64."""
     grams = (first.mT @ first) * (second.mT @ second)
     return grams.sum((1, 2))
@@ -214,14 +246,28 @@ class LinearProduct:
         return int(self.x.shape[1])
 
     @property
+    def features(self) -> int:
+        """Return I + O."""
+        return sum(self.shape)
+
+    @property
     def has_gram(self) -> bool:
         """Return True."""
         return True
 
+    @property
+    def has_columns(self) -> bool:
+        """Return False: x and g are matrices already."""
+        return False
+
     def gram_elements(self, records: int) -> int:
         """Return copies of x and g, and two Gram matrices."""
         terms = records * self.terms
-        return terms * (sum(self.shape) + 2 * terms)
+        return terms * (self.features + 2 * terms)
+
+    def gram_work(self, records: int) -> int:
+        """Return those of two Gram matrices."""
+        return (records * self.terms) ** 2 * self.features
 
     def gradient(self, rows: slice) -> Tensor:
         """Return g^T x."""
@@ -232,11 +278,15 @@ class LinearProduct:
         x, g = self._blocks(run)
         return g.mT @ x
 
+    def columns(self, run: Run) -> Tensor:
+        """Return the same."""
+        return self.gradients(run)
+
     def squared_norms(self, run: Run) -> Tensor:
         """Return <X X^T, Y Y^T> of each patient."""
-        size = max(1, _GRAM_BLOCK // self.gram_elements(run.records))
+        size = max(1, GRAM_BLOCK // self.gram_elements(run.records))
         blocks = (self._blocks(part) for part in run.split(size))
-        return torch.cat([_gram_sum(x.to(torch.float64).mT, g.to(torch.float64).mT) for x, g in blocks])
+        return torch.cat([gram_sum(x.to(torch.float64).mT, g.to(torch.float64).mT) for x, g in blocks])
 
     def row_sizes(self) -> tuple[Tensor, Tensor]:
         """Return the norms of the rows of x and g."""
@@ -244,8 +294,8 @@ class LinearProduct:
 
     def scaled(self, factors: Tensor, *, finite: Tensor | None) -> Self:
         """Return the use with g scaled."""
-        x = self.x if finite is None else torch.where(_per_row(finite, self.x), self.x, 0.0)
-        g = _scale(self.gradient_of_output, factors, finite)
+        x = self.x if finite is None else torch.where(broadcast(finite, self.x), self.x, 0.0)
+        g = scale_rows(self.gradient_of_output, factors, finite)
         return dataclasses.replace(self, x=x, gradient_of_output=g)
 
     def _blocks(self, run: Run) -> tuple[Tensor, Tensor]:
@@ -255,147 +305,6 @@ class LinearProduct:
             x.reshape(run.patients, run.records * self.terms, -1),
             g.reshape(run.patients, run.records * self.terms, -1),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """How a convolution moves.
-
-    Attributes:
-        stride: Of each axis.
-        padding: Zeros at both ends of each axis; other paddings are applied to x before.
-        dilation: Of each axis.
-        transposed: Whether it is a transposed convolution.
-        output_padding: Of a transposed one.
-        groups: Groups of channels.
-    """
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvolutionProduct:
-    """Of a convolution: x [B, C, *S], g [B, O, *T], weight [O, C / groups, *K].
-
-    Of a transposed one: x [B, C, *T], g [B, O, *S], weight [C, O / groups, *K]; positions are those of x.
-    """
-
-    x: Tensor
-    gradient_of_output: Tensor
-    weight: Tensor
-    geometry: Geometry
-
-    @property
-    def key(self) -> Hashable:
-        """Return layer and shapes."""
-        shapes = (self.x.shape[1:], self.gradient_of_output.shape[1:], self.weight.shape)
-        return "convolution", self.geometry, *(tuple(shape) for shape in shapes)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Return the weight's shape."""
-        return self.weight.shape
-
-    @property
-    def terms(self) -> int:
-        """Return the number of positions."""
-        return math.prod(self._positions.shape[2:])
-
-    @property
-    def has_gram(self) -> bool:
-        """Return whether all channels see all channels."""
-        return self.geometry.groups == 1
-
-    @property
-    def _positions(self) -> Tensor:
-        """Return the side whose pixels are the positions t."""
-        return self.x if self.geometry.transposed else self.gradient_of_output
-
-    @property
-    def _images(self) -> Tensor:
-        """Return the side whose patches are multiplied with them."""
-        return self.gradient_of_output if self.geometry.transposed else self.x
-
-    def gram_elements(self, records: int) -> int:
-        """Return copies of patches and pixels, and two Gram matrices."""
-        terms = records * self.terms
-        patch = int(self._images.shape[1]) * math.prod(self.shape[2:])
-        return terms * (patch + int(self._positions.shape[1]) + 2 * terms)
-
-    def gradient(self, rows: slice) -> Tensor:
-        """Return what autograd would, for these rows."""
-        return self._kernel(self.x[rows], self.gradient_of_output[rows], self.weight, self.geometry.groups)
-
-    def gradients(self, run: Run) -> Tensor:
-        """Return the gradient of each patient: patients become groups of channels, records the batch."""
-        x, g = (
-            by_patient(side, run).transpose(0, 1).flatten(1, 2) for side in (self.x, self.gradient_of_output)
-        )
-        # The kernel reads the shape of the weight alone.
-        weight = self.weight.new_empty(run.patients * self.shape[0], *self.shape[1:])
-        out = self._kernel(x, g, weight, run.patients * self.geometry.groups)
-        return out.reshape(run.patients, *self.shape)
-
-    def squared_norms(self, run: Run) -> Tensor:
-        """Return <U^T U, V^T V> of each patient, U the patches and V the pixels."""
-        size = max(1, _GRAM_BLOCK // self.gram_elements(run.records))
-        return torch.cat([_gram_sum(self._patches(part), self._pixels(part)) for part in run.split(size)])
-
-    def row_sizes(self) -> tuple[Tensor, Tensor]:
-        """Return the norms of the rows; a pixel is in at most as many patches as the kernel has entries."""
-        overlap = math.sqrt(math.prod(self.shape[2:]))
-        return squared_row_norms(self.x).sqrt() * overlap, squared_row_norms(self.gradient_of_output).sqrt()
-
-    def scaled(self, factors: Tensor, *, finite: Tensor | None) -> Self:
-        """Return the use with g scaled."""
-        x = self.x if finite is None else torch.where(_per_row(finite, self.x), self.x, 0.0)
-        g = _scale(self.gradient_of_output, factors, finite)
-        return dataclasses.replace(self, x=x, gradient_of_output=g)
-
-    def _kernel(self, x: Tensor, g: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """Return the weight's gradient by torch's own backward."""
-        way = self.geometry
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            g,
-            x,
-            weight,
-            None,
-            way.stride,
-            way.padding,
-            way.dilation,
-            way.transposed,
-            way.output_padding,
-            groups,
-            [False, True, False],
-        )[1]
-        return gradient
-
-    def _patches(self, run: Run) -> Tensor:
-        """Return U [G, C |K|, k T] float64."""
-        way, kernel = self.geometry, self.shape[2:]
-        patches = functional.pad(
-            self._images[run.rows], [size for each in reversed(way.padding) for size in (each, each)]
-        )
-        positions = self._positions.shape[2:]
-        for axis, (size, stride, dilation) in enumerate(zip(kernel, way.stride, way.dilation, strict=True)):
-            patches = patches.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-            # A transposed convolution with output padding has pixels that no position reaches.
-            patches = patches.narrow(2 + axis, 0, positions[axis])
-        axes = len(kernel)
-        patches = patches.reshape(run.patients, run.records, *patches.shape[1:])  # [G, k, C, *T, *K]
-        order = (0, 2, *range(3 + axes, 3 + 2 * axes), 1, *range(3, 3 + axes))
-        columns = patches.permute(order).to(torch.float64, memory_format=torch.contiguous_format)
-        return columns.reshape(run.patients, -1, run.records * self.terms)
-
-    def _pixels(self, run: Run) -> Tensor:
-        """Return V [G, channels, k T] float64."""
-        pixels = by_patient(self._positions, run).flatten(3).to(torch.float64).transpose(1, 2)
-        return pixels.reshape(run.patients, -1, run.records * self.terms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,14 +326,28 @@ class EmbeddingProduct:
         return int(self.indices.shape[1])
 
     @property
+    def features(self) -> int:
+        """Return 1 + O."""
+        return 1 + self.shape[1]
+
+    @property
     def has_gram(self) -> bool:
         """Return True."""
         return True
+
+    @property
+    def has_columns(self) -> bool:
+        """Return False: unit vectors need not be written out."""
+        return False
 
     def gram_elements(self, records: int) -> int:
         """Return a copy of g, and two Gram matrices."""
         terms = records * self.terms
         return terms * (self.shape[1] + 2 * terms)
+
+    def gram_work(self, records: int) -> int:
+        """Return those of two Gram matrices."""
+        return (records * self.terms) ** 2 * self.features
 
     def gradient(self, rows: slice) -> Tensor:
         """Return g added up at the indices."""
@@ -437,9 +360,13 @@ class EmbeddingProduct:
         added = self._add_up((indices + tables[:, None]).flatten(), run.rows, run.patients * self.shape[0])
         return added.reshape(run.patients, *self.shape)
 
+    def columns(self, run: Run) -> Tensor:
+        """Return the same."""
+        return self.gradients(run)
+
     def squared_norms(self, run: Run) -> Tensor:
         """Return the sum of <g_t, g_s> over pairs of equal indices."""
-        size = max(1, _GRAM_BLOCK // self.gram_elements(run.records))
+        size = max(1, GRAM_BLOCK // self.gram_elements(run.records))
         return torch.cat([self._gram(part) for part in run.split(size)])
 
     def row_sizes(self) -> tuple[Tensor, Tensor]:
@@ -449,7 +376,9 @@ class EmbeddingProduct:
 
     def scaled(self, factors: Tensor, *, finite: Tensor | None) -> Self:
         """Return the use with g scaled."""
-        return dataclasses.replace(self, gradient_of_output=_scale(self.gradient_of_output, factors, finite))
+        return dataclasses.replace(
+            self, gradient_of_output=scale_rows(self.gradient_of_output, factors, finite)
+        )
 
     def _add_up(self, indices: Tensor, rows: slice, entries: int) -> Tensor:
         """Return [entries, O]."""

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from privacy.clipping import Rows
 from privacy.errors import IncompatibleModelError
@@ -202,10 +203,15 @@ class _Tape:
             if not batched or any(isinstance(value, Tensor) and value.requires_grad for value in loose):
                 raise self._not_by_record(name, part)
 
-            def one(parameters: dict[str, Tensor], record: dict[Any, Tensor]) -> Any:  # noqa: ANN401
+            shape: list[Any] = []  # of what the module returns, tensors left out
+
+            def one(parameters: dict[str, Tensor], record: dict[Any, Tensor]) -> list[Tensor]:
                 every = {**given, **{key: value.unsqueeze(0) for key, value in record.items()}}
                 positional = tuple(every.pop(key) for key in range(len(arguments)))
-                return _squeezed(torch.func.functional_call(part, parameters, positional, every))
+                returned = torch.func.functional_call(part, parameters, positional, every)
+                leaves, tree = tree_flatten(returned)
+                shape[:] = [[_ABSENT if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree]
+                return [leaf.squeeze(0) for leaf in leaves if isinstance(leaf, Tensor)]
 
             copies = {
                 key: tensor.detach().expand(self._num_records, *tensor.shape).requires_grad_()
@@ -213,14 +219,15 @@ class _Tape:
             }
             try:
                 with _forwards(self._forwards, undo=True):
-                    output = torch.func.vmap(one)(copies, batched)
+                    tensors = iter(torch.func.vmap(one)(copies, batched))
             except (RuntimeError, ValueError) as error:
                 raise IncompatibleModelError(
                     [f"{_label(name, part)} cannot be computed record by record ({error}); {_ELSE}"]
                 ) from error
             if torch.is_grad_enabled():
                 self._copies += [(self._names[id(own[key])], leaf) for key, leaf in copies.items()]
-            return output
+            others, tree = shape
+            return tree_unflatten([next(tensors) if leaf is _ABSENT else leaf for leaf in others], tree)
 
         return forward
 
@@ -239,15 +246,6 @@ class _Tape:
 
 def _label(name: str, part: nn.Module) -> str:
     return f"{name or 'the model'} ({type(part).__name__})"
-
-
-def _squeezed(output: Any) -> Any:  # noqa: ANN401 - what a module returns
-    """Return the output of one record without the axis of records."""
-    if isinstance(output, Tensor):
-        return output.squeeze(0)
-    if isinstance(output, tuple | list):
-        return tuple(_squeezed(each) for each in output)
-    raise ValueError(f"it returns {type(output).__name__}, not tensors")
 
 
 def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

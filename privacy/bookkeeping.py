@@ -213,7 +213,7 @@ def _candidates(product: Product, runs: tuple[Run, ...], max_bytes: int) -> tupl
         and product.gram_work(most) <= 4 * most * product.terms * product.shape.numel()
         and 8 * product.gram_elements(most) <= max_bytes,
         "loop-recompute": most * terms <= _TERMS,
-        "vmap-recompute": most * terms <= _TERMS and fits,
+        "columns-recompute": most * terms <= _TERMS,
     }
     return tuple(method for method, is_possible in possible.items() if is_possible) or ("loop",)
 

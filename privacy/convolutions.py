@@ -148,7 +148,12 @@ class ConvolutionProduct:
         return out.reshape(run.patients, *self.shape)
 
     def columns(self, run: Run) -> Tensor:
-        """Return V U^T of each patient, V the pixels and U the patches, a few patients at a time."""
+        """Return V U^T of each patient, V the pixels and U the patches, a few patients at a time.
+
+        With groups of channels, the same as `gradients`.
+        """
+        if not self.has_columns:
+            return self.gradients(run)
         g = self.gradient_of_output
         out = g.new_empty(run.patients, *self.shape)
         matrices, first = out.reshape(run.patients, self.shape[0], -1), 0

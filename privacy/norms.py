@@ -2,7 +2,8 @@
 
     loop, vmap, columns             the gradient of each patient, by one kernel each, by one for all, or from
                                     matrices; it is kept
-    loop-recompute, vmap-recompute  the same for the norm alone; the sum is another kernel, weighted
+    loop-recompute,                 the same for the norm alone, a few patients at a time; the sum is another
+    columns-recompute               kernel, weighted
     gram                            the norm from Gram matrices; the sum is a weighted kernel
 
 Rounding. A server may choose weights for which huge terms cancel in every patient's gradient. A gradient that
@@ -53,11 +54,13 @@ from privacy.products import (
 )
 
 Keeping = Literal["loop", "vmap", "columns"]
-Method = Literal[Keeping, "loop-recompute", "vmap-recompute", "gram"]
+Method = Literal[Keeping, "loop-recompute", "columns-recompute", "gram"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 # Products that a float32 kernel may add up before float64 takes over: c_2 stays below 2e-5.
 _TERMS = 256
+# Numbers that gradients which are thrown away may hold at once: they stay in a core's cache.
+_BLOCK = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +155,16 @@ def gradients_of(product: Product, runs: tuple[Run, ...], method: Keeping) -> Te
         for patient, rows in enumerate(rows for run in runs for rows in run.each()):
             out[patient] = product.gradient(rows)
         return out
-    many = product.columns if method == "columns" and product.has_columns else product.gradients
+    many = product.columns if method == "columns" else product.gradients
     parts = [many(run) for run in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _norms_alone(product: Product, run: Run, method: Method) -> Tensor:
     """Return [G] float64: squared norms of gradients that are thrown away."""
-    if method == "vmap-recompute":
-        return squared_row_norms(product.gradients(run))
+    if method == "columns-recompute":
+        size = max(1, _BLOCK // product.shape.numel())
+        return torch.cat([squared_row_norms(product.columns(part)) for part in run.split(size)])
     return torch.cat([squared_row_norms(product.gradient(rows)[None]) for rows in run.each()])
 
 

@@ -115,7 +115,7 @@ class Product(Protocol):
 
     @property
     def has_columns(self) -> bool:
-        """Return whether `columns` exists and is another way than `gradients`."""
+        """Return whether `columns` is another way than `gradients`."""
         ...
 
     def gram_elements(self, records: int) -> int:

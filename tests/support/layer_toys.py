@@ -60,9 +60,14 @@ def gradients_of(module: nn.Module, batch: Batch) -> Tensor:
 
 
 def distance(clipped: ClippedSum, gradients: Tensor, bound: float) -> float:
-    """Return the relative error of a clipped sum, given the patients' gradients."""
+    """Return the error of a clipped sum, given the patients' gradients.
+
+    Relative to the sum, or to the longest clipped gradient where the patients' cancel.
+    """
     expected = reference_sum(gradients, bound)
-    scale = torch.linalg.vector_norm(expected).clamp(min=1e-300)
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    longest = norms[torch.isfinite(norms)].clamp(max=bound).max()
+    scale = torch.maximum(torch.linalg.vector_norm(expected), longest).clamp(min=1e-300)
     return float(torch.linalg.vector_norm(flatten(clipped.sum) - expected) / scale)
 
 

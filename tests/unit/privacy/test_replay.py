@@ -209,6 +209,8 @@ def test_a_signature_is_of_the_head_and_of_its_own_form(chain: Chain):
         kind = "" if isinstance(raw, bytes) else "the signature is not bytes$"
         with pytest.raises(TamperedError, match=f"ledger, entry 1: {kind}"):
             replay([*chain.rows, (entry.body, raw)])  # type: ignore[list-item]
+    with pytest.raises(TamperedError, match="ledger, entry 1: kind is None"):
+        replay([*chain.rows, (b"{}", bytes.fromhex(right))])
     chain.state.apply(entry, right)
 
 

@@ -41,12 +41,12 @@ import torch
 from torch import Tensor, nn
 
 from privacy.clipping import Accumulator, Batch, ClippedSum, Rows, patient_chunks, split_parameters
-from privacy.norms import Method, Part, contribution, gradients_of, keep, measure
+from privacy.norms import Method, Part, contribution, gradients_of, keep, measure, unit_roundoff
 from privacy.products import Product, Run, per_patient
 from privacy.tape import Uses, record_uses
 
-# Positions of a patient above which the bounds of a float32 weight would be too wide to be tried.
-_TERMS = 128
+# Terms times u above which bounds would be too wide to be worth a trial: 128 terms in float32.
+_WIDTH = 128 * 2.0**-24
 # What all bounds together may add to a norm, in units of the norm or of C.
 _SHARE = 5e-4
 # Below so many multiplications and bytes nothing is timed: keep, in one kernel.
@@ -200,20 +200,21 @@ def choose_method(product: Product, runs: tuple[Run, ...], *, max_bytes: int) ->
 
 def _candidates(product: Product, runs: tuple[Run, ...], max_bytes: int) -> tuple[Method, ...]:
     """Return the methods that fit and whose bounds are small; at least one."""
-    g = product.gradient_of_output
     most = max(run.records for run in runs)
-    terms = 0 if g.dtype == torch.float64 else product.terms
-    fits = sum(run.patients for run in runs) * product.shape.numel() * g.element_size() <= max_bytes
+    u, terms, weights = unit_roundoff(product), product.terms, product.shape.numel()
+    size = product.gradient_of_output.element_size()
+    fits = sum(run.patients for run in runs) * weights * size <= max_bytes
+    is_short = most * terms * u <= _WIDTH
     possible: dict[Method, bool] = {
         "vmap": fits,
         "loop": fits,
         "columns": fits and product.has_columns,
-        "gram": terms <= _TERMS
+        "gram": terms * u <= _WIDTH
         and product.has_gram
-        and product.gram_work(most) <= 4 * most * product.terms * product.shape.numel()
+        and product.gram_work(most) <= 4 * most * terms * weights
         and 8 * product.gram_elements(most) <= max_bytes,
-        "loop-recompute": most * terms <= _TERMS,
-        "columns-recompute": most * terms <= _TERMS,
+        "loop-recompute": is_short,
+        "columns-recompute": is_short,
     }
     return tuple(method for method, is_possible in possible.items() if is_possible) or ("loop",)
 

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ def measure(name: str, product: Product, runs: tuple[Run, ...], method: Method) 
     if method in ("loop", "vmap", "columns"):
         return keep(name, gradients_of(product, runs, method))
     x, g = product.row_sizes()
-    size, u = per_patient(x * g, runs), _unit_roundoff(product)
+    size, u = per_patient(x * g, runs), unit_roundoff(product)
     if method == "gram":
         computed = torch.cat([product.squared_norms(run) for run in runs]).clamp(min=0.0)
         norms = (computed + _gram_error(product, runs, size) * size.square()).sqrt()
@@ -184,16 +184,22 @@ def _rows_at_once(product: Product) -> int:
     return rows if g.dtype == torch.float64 else min(rows, max(1, _TERMS // product.terms))
 
 
-def _unit_roundoff(product: Product) -> float:
-    """Return u of the kernels that compute a product's gradient."""
+def unit_roundoff(product: Product) -> float:
+    """Return u of the kernels that compute a product's gradient: see Rounding."""
     g, is_convolution = product.gradient_of_output, isinstance(product, ConvolutionProduct)
     u = torch.finfo(g.dtype).eps / 2
     if not g.is_cuda:
         return u
-    backend = torch.backends.cudnn if is_convolution else torch.backends.cuda.matmul
-    if g.dtype == torch.float32 and backend.allow_tf32:
+    if g.dtype == torch.float32 and _allows_tf32(is_convolution=is_convolution):
         return 2.0**-11
     return 16 * u if is_convolution else u
+
+
+def _allows_tf32(*, is_convolution: bool) -> bool:
+    """Return whether any setting lets CUDA shorten float32 (torch 2.11: reading the older flags can raise)."""
+    backends: Any = torch.backends
+    own = (backends.cudnn, backends.cudnn.conv) if is_convolution else (backends.cuda.matmul,)
+    return any(setting.fp32_precision == "tf32" for setting in (backends, *own))
 
 
 def _terms(product: Product, runs: tuple[Run, ...], like: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from privacy.unsafe import NoPrivacy, UnsafeWarning
 from tests.benchmarks.figures import Figure, figure, interleaved, ratios
 from vae.data.cohort import Cohort
 from vae.models import build
-from vae.spec import ModelSpec
+from vae.spec import ModelSpec, Upsampling
 
 ENGINES: tuple[GradEngine, ...] = ("vmap", "opacus", "bookkeeping")
 
@@ -44,14 +44,38 @@ class Case:
     repeats: int
 
 
-def _spec(shape: tuple[int, ...], channels: tuple[int, ...]) -> ModelSpec:
-    return ModelSpec(family="vae", input_shape=shape, latent_size=8, channels=channels)
+def _spec(
+    shape: tuple[int, ...],
+    channels: tuple[int, ...],
+    *,
+    latent: int = 8,
+    upsampling: Upsampling = "interpolate",
+) -> ModelSpec:
+    return ModelSpec(
+        family="vae", input_shape=shape, latent_size=latent, channels=channels, upsampling=upsampling
+    )
 
 
+UPSAMPLINGS: tuple[Upsampling, ...] = ("transpose", "interpolate")
 CASES = (
     Case(name="table 62-64-32-Z8, B 64", spec=_spec((62,), (64, 32)), patients=64, steps=20, repeats=15),
     Case(name="image 48^2, B 32", spec=_spec((1, 48, 48), (16, 32, 64)), patients=32, steps=1, repeats=9),
     Case(name="volume 32^3, B 8", spec=_spec((1, 32, 32, 32), (16, 32, 64)), patients=8, steps=1, repeats=5),
+    *(
+        Case(
+            name=f"{name}, B {patients}, Z64, {upsampling}",
+            spec=_spec(shape, channels, latent=64, upsampling=upsampling),
+            patients=patients,
+            steps=1,
+            repeats=3,
+        )
+        for name, shape, channels, patients in (
+            ("image 64^2", (1, 64, 64), (32, 64, 128, 256), 64),
+            ("volume 32^3", (1, 32, 32, 32), (16, 32, 64), 16),
+            ("volume 64^3", (1, 64, 64, 64), (16, 32, 64, 128), 4),
+        )
+        for upsampling in UPSAMPLINGS
+    ),
 )
 QUICK = (
     Case(name=CASES[0].name, spec=CASES[0].spec, patients=64, steps=5, repeats=5),

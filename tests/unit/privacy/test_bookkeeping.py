@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -454,7 +455,7 @@ def test_the_bound_alone_holds_too_and_costs_the_signal(monkeypatch: pytest.Monk
 def test_without_the_bound_the_clip_would_fail(monkeypatch: pytest.MonkeyPatch):
     # The exact gradient is zero, and Gram matrices in float64 know: norm about 0, no clip. The weighted kernel's
     # rounding is added as it is.
-    monkeypatch.setattr(norms, "_unit_roundoff", lambda _: 0.0)
+    monkeypatch.setattr(norms, "unit_roundoff", lambda _: 0.0)
     monkeypatch.setattr(norms, "_gram_error", lambda product, runs, like: torch.zeros_like(like))
     assert contribution_of("gram", cancelling()) > 1.5
 
@@ -577,6 +578,45 @@ def test_rows_are_grouped_by_the_number_of_records():
         assert rows.patient[owner] == patient
         assert torch.equal(rows.noise[owner], grouped.noise[row])
         assert rows.weight[owner] == grouped.weight[row]
+
+
+@pytest.mark.parametrize("name", ["table", "image"])
+def test_under_autocast_norms_and_sums_keep_the_type_of_the_weights(name: str):
+    # bfloat16 kernels round differently for one patient and for all: 8 bits are compared.
+    module, batch = make_module(name).train(), batch_of(SHAPES[name], RAGGED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module.decoder[0](torch.zeros(1, module.decoder[0].in_features)).dtype == torch.bfloat16
+        gradients = gradients_of(module, batch)
+        bound = median_norm(gradients)
+        sums = {method: clip(BookkeepingEngine(method=method), module, batch, bound) for method in METHODS}
+        alone = clip(BookkeepingEngine(), module, batch_of(SHAPES[name], (3,)), 1e-3)
+    for clipped in sums.values():
+        assert distance(clipped, gradients, bound) <= 0.03
+        assert distance(clipped, flatten(sums["loop"].sum)[None], 1e9) <= 1e-3
+    assert float(torch.linalg.vector_norm(flatten(alone.sum))) == pytest.approx(1e-3, rel=1e-12)
+
+
+def test_tf32_widens_the_bounds_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch):
+    def allowed(everywhere: str, cudnn: str, convolutions: str, matrices: str) -> tuple[bool, bool]:
+        setting = SimpleNamespace
+        backends = setting(
+            fp32_precision=everywhere,
+            cudnn=setting(fp32_precision=cudnn, conv=setting(fp32_precision=convolutions)),
+            cuda=setting(matmul=setting(fp32_precision=matrices)),
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "backends", backends)
+            return norms._allows_tf32(is_convolution=True), norms._allows_tf32(is_convolution=False)
+
+    assert (norms._allows_tf32(is_convolution=True), norms._allows_tf32(is_convolution=False)) == (
+        True,
+        False,
+    )
+    assert allowed("none", "none", "none", "none") == (False, False)
+    assert allowed("ieee", "ieee", "tf32", "ieee") == (True, False)
+    assert allowed("none", "tf32", "none", "none") == (True, False)
+    assert allowed("none", "none", "ieee", "tf32") == (False, True)
+    assert allowed("tf32", "none", "none", "none") == (True, True)
 
 
 def test_the_documented_methods_are_those_that_exist():

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from tests.benchmarks.figures import Figure, document, load_average, machine
 
-NAMES = ("private_step", "aggregation", "engines", "memory", "many_sites", "ledger", "audit_power")
+NAMES = (
+    "private_step",
+    "aggregation",
+    "engines",
+    "memory",
+    "many_sites",
+    "ledger",
+    "audit_power",
+    "accelerator",
+)
 
 # Before torch and Flower are imported, and for all children: one thread, and nothing phones home.
 os.environ |= {

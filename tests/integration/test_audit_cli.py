@@ -65,7 +65,7 @@ def test_a_hospital_in_order(hospital, tmp_path):
     found = checks(out)
     assert found.pop(("second-verifier", "site-2")) in ("ok", "not-provided")
     open_ = {name for (name, _), status in found.items() if status != "ok"}
-    assert open_ == {"attack", "control", "membership"}
+    assert open_ == {"attack", "control", "membership", "took-part", "copies"}
     assert {path.name for path in out.iterdir()} == {PAGE, DOCUMENT, ENVELOPE, ENTRY}
 
 

@@ -73,8 +73,9 @@ def test_the_report_holds_what_programs_read(done):
     assert {"family", "parameters"} <= set(report["model"])
     assert {"unit", "delta", "per_site"} <= set(report["privacy"])
     for row in report["privacy"]["per_site"]:
-        assert set(row) == {"site", "epsilon_rdp", "epsilon_pld", "steps", "claim"}
+        assert set(row) == {"site", "epsilon_rdp", "epsilon_pld", "steps", "claim", "cap"}
         assert row["claim"] == "seeded"
+        assert row["cap"] is None
     for row in report["results"]:
         assert set(row) == {"arm", "task", "metric", "value", "ci95"}
     assert set(report["timings"]) == {"wall_s", "train_cpu_s", "overhead_s_per_round"}

@@ -5,9 +5,19 @@ import json
 import math
 
 import pytest
+import torch
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import aggregation, audit_power, engines, ledger, many_sites, memory, private_step
+from tests.benchmarks import (
+    accelerator,
+    aggregation,
+    audit_power,
+    engines,
+    ledger,
+    many_sites,
+    memory,
+    private_step,
+)
 from tests.benchmarks.federation import Measured, Shape, run
 from tests.benchmarks.figures import Figure, document, figure, interleaved, machine, ratios
 from tests.support.broken import BROKEN
@@ -35,6 +45,7 @@ def test_the_command_prints_a_table_and_writes_json_of_the_same_figures(tmp_path
 def test_every_name_is_a_benchmark_and_another_is_refused():
     modules = {"private_step": private_step, "aggregation": aggregation, "engines": engines}
     modules |= {"memory": memory, "many_sites": many_sites, "ledger": ledger, "audit_power": audit_power}
+    modules |= {"accelerator": accelerator}
     assert set(command.NAMES) == set(modules)
     assert all(callable(module.measure) for module in modules.values())
     with pytest.raises(SystemExit):
@@ -52,6 +63,7 @@ def test_a_private_step_is_compared_with_a_plain_one_for_each_engine(monkeypatch
         "private_step/tiny/plain step",
         "private_step/tiny/vmap",
         "private_step/tiny/opacus",
+        "private_step/tiny/bookkeeping",
     ]
     assert all(each.repeats == 3 and each.value > 0 for each in figures)
 
@@ -113,6 +125,11 @@ def test_the_power_of_audits_is_told_with_what_was_claimed():
     assert bound.value > 2.34
     assert (seconds.name, seconds.unit) == ("audit/no noise, time", "s")
     assert seconds.value > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_an_accelerator_nothing_is_said_of_one():
+    assert accelerator.measure(quick=True) == []
 
 
 def test_growth_is_told_in_models():

@@ -10,7 +10,7 @@ Guarantees:
       post-processing.
     - `plan.steps` steps for any data: empty samples and non-finite gradients are steps too.
     - torch's global generator is neither used nor changed; with `SeededRandomness` results are equal in any
-      process.
+      process (with the engine `bookkeeping` up to rounding, unless its weights are small: it times kernels).
 
 What it does not do: write down the cost. Call `Spending.reserve` before, `commit` after.
 """
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from privacy.accounting import Release
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
-from privacy.deviates import noised_on_device
+from privacy.deviates import DeviceStream, noised_on_device
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, number_problem
 from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
@@ -186,7 +186,7 @@ def train_private(
     noise, record_rng, latent_rng = _streams(randomness)
     descent = _Descent(module, optimiser, proximal_mu)
     num_nonfinite = steps_done = 0
-    with _train_mode(module):
+    with _train_mode(module), _noise_where(module, noise) as source:
         for step, chosen in enumerate(sampler.samples(plan.steps)):
             _check_deadline(stop_at)
             batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
@@ -197,7 +197,7 @@ def train_private(
                 kl_weight=kl_weight,
                 max_grad_norm=plan.max_grad_norm,
             )
-            released = noised_mean(clipped.sum, plan, noise)
+            released = noised_mean(clipped.sum, plan, source)
             if observe is not None:
                 observe(released)
             descent.step(released)
@@ -213,7 +213,9 @@ def train_private(
     )
 
 
-def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream) -> Gradients:
+def noised_mean(
+    clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream | DeviceStream
+) -> Gradients:
     """Return (sum + N(0, (sigma C)^2)) / divisor on the plan's grid: the only view of the data to be used.
 
     Args:
@@ -228,7 +230,7 @@ def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStre
         noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.max_grad_norm, divisor=plan.divisor
     )
     scale = plan.noise_multiplier * plan.max_grad_norm
-    if any(tensor.is_cuda for tensor in clipped.values()):
+    if isinstance(noise, DeviceStream) or any(tensor.is_cuda for tensor in clipped.values()):
         return noised_on_device(clipped, noise, scale=scale, divisor=plan.divisor, spacing=spacing)
     flat = torch.cat(
         [tensor.detach().flatten().to("cpu", torch.float64) for tensor in clipped.values()]
@@ -324,6 +326,14 @@ def _train_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+def _noise_where(
+    module: nn.Module, noise: KeyStream
+) -> contextlib.AbstractContextManager[KeyStream | DeviceStream]:
+    """Return the stream, made ahead where the module is on an accelerator."""
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    return DeviceStream(noise, device) if device.type == "cuda" else contextlib.nullcontext(noise)
 
 
 def _check_deadline(stop_at: float | None) -> None:

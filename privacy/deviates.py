@@ -1,7 +1,8 @@
 """Noise where the gradients are: on an accelerator, from the same key stream as on a CPU.
 
-A CPU makes the key stream (AES has instructions there) and the accelerator what is dear: the inverse normal
-distribution function, the sum, and the grid. Moving a model's gradients to the CPU and back takes longer than a step.
+A CPU makes the key stream (AES has instructions there), in a thread of its own while the accelerator computes
+gradients; the accelerator does what is dear: the inverse normal distribution function, the sum, and the grid.
+Moving a model's gradients to the CPU and back takes longer than a step.
 
 Guarantees:
     - One word of the stream a coordinate, in the order of the parameters, as `KeyStream.normal` takes them.
@@ -12,13 +13,80 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from privacy.noise import KeyStream
+from privacy.noise import SLACK_BYTES, KeyStream
 
 _ALL_BUT_SIGN = 0x7FFF_FFFF_FFFF_FFFF
+_SLACK_WORDS = SLACK_BYTES // 8
+
+
+class DeviceStream:
+    """Words of a key stream on a device, made ahead: while a step runs, those of the next are written.
+
+    Use as a context: leaving it waits for the thread. Words that were made ahead and not asked for are lost, so nothing
+    else may read the stream.
+
+    Attributes:
+        device: Where the words go.
+    """
+
+    def __init__(self, stream: KeyStream, device: torch.device) -> None:
+        self.device = device
+        self._stream = stream
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
+        self._ahead: Future[Tensor] | None = None
+        self._count = 0
+        self._buffers: list[Tensor] = []
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._turn = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def words(self, count: int) -> Tensor:
+        """Return the next [count] words, int64 on the device; `count` >= 1 is the same at every call.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self._ahead is None:
+            self._count = count
+            pinned = self.device.type == "cuda"
+            size = count + _SLACK_WORDS
+            self._buffers = [torch.empty(size, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
+            self._ahead = self._pool.submit(self._make, 0)
+        if count != self._count:
+            raise ValueError(f"words were made ahead for {self._count} coordinates, not {count}")
+        made, turn = self._ahead.result(), self._turn
+        words = made[:count].to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(self.device))
+            self._copied[turn] = copied
+        else:
+            words = words.clone()
+        self._turn = 1 - turn
+        self._ahead = self._pool.submit(self._make, self._turn)
+        return words
+
+    def _make(self, turn: int) -> Tensor:
+        """Fill a buffer once what was in it has been copied."""
+        if (copied := self._copied[turn]) is not None:
+            copied.synchronize()
+        buffer = self._buffers[turn]
+        self._stream.write_words(self._count, buffer.numpy().data.cast("B"))
+        return buffer
 
 
 def normal_of_words(words: Tensor) -> Tensor:
@@ -35,8 +103,20 @@ def normal_of_words(words: Tensor) -> Tensor:
     return torch.where((words & 1).bool(), magnitude, -magnitude)
 
 
+def words_of(stream: KeyStream, count: int) -> Tensor:
+    """Return the next [count] words of a stream, int64 on the CPU."""
+    words = torch.empty(count + _SLACK_WORDS, dtype=torch.int64)
+    stream.write_words(count, words.numpy().data.cast("B"))
+    return words[:count]
+
+
 def noised_on_device(
-    clipped: Mapping[str, Tensor], noise: KeyStream, *, scale: float, divisor: float, spacing: float
+    clipped: Mapping[str, Tensor],
+    noise: KeyStream | DeviceStream,
+    *,
+    scale: float,
+    divisor: float,
+    spacing: float,
 ) -> dict[str, Tensor]:
     """Return (sum + scale N(0, 1)) / divisor, rounded to multiples of `spacing`, without leaving the device.
 
@@ -51,7 +131,8 @@ def noised_on_device(
         Float64 tensors of the same names, shapes and device.
     """
     flat = torch.cat([tensor.detach().flatten().to(torch.float64) for tensor in clipped.values()])
-    words = torch.frombuffer(noise.words(flat.numel()), dtype=torch.int64).to(flat.device)
+    count = flat.numel()
+    words = noise.words(count) if isinstance(noise, DeviceStream) else words_of(noise, count).to(flat.device)
     released = torch.round((flat + scale * normal_of_words(words)) / divisor / spacing) * spacing
     parts = torch.split(released, [tensor.numel() for tensor in clipped.values()])
     return {

@@ -24,6 +24,9 @@ from scipy.special import ndtri
 
 FloatArray = npt.NDArray[np.float64]
 
+SLACK_BYTES = 16
+"""Bytes behind the words that `KeyStream.write_words` may need: the cipher asks for a block."""
+
 _KEY_BYTES = 32
 _CHUNK_WORDS = 1 << 18
 _GRID_BITS = 10
@@ -65,12 +68,14 @@ class KeyStream:
         key = self._words(2)
         return np.random.Generator(np.random.Philox(key=int(key[0]) << 64 | int(key[1])))
 
-    def words(self, count: int) -> bytearray:
-        """Return the next [count] words of 64 bits as they come, for who makes deviates elsewhere."""
-        out = bytearray(8 * count + 15)  # CTR writes a block more where it has to
-        written = self._encryptor.update_into(bytes(8 * count), out)
-        del out[written:]
-        return out
+    def write_words(self, count: int, into: memoryview) -> None:
+        """Write the next [count] words of 64 bits as they come, for who makes deviates elsewhere.
+
+        Args:
+            count: >= 0.
+            into: Writable, of at least 8 count + `SLACK_BYTES` bytes, which may be written over.
+        """
+        self._encryptor.update_into(bytes(8 * count), into)
 
     def _words(self, count: int) -> npt.NDArray[np.uint64]:
         """Return the next [count] words of 64 bits, little endian on every machine."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from privacy.clipping import build_engine
+from privacy.deviates import DeviceStream
 from privacy.noise import SeededRandomness
 from privacy.plan import GradEngine, PrivacyPlan
 from privacy.training import noised_mean
@@ -100,7 +101,7 @@ def _step(case: Case, precision: str, engine_name: GradEngine | None) -> Callabl
     )
     latent = torch.randn((case.patients, LATENT), generator=generator, device=device)
     optimiser = torch.optim.SGD(module.parameters(), lr=1e-6)
-    noise = SeededRandomness(1).stream("noise")
+    noise = DeviceStream(SeededRandomness(1).stream("noise"), device)
 
     def cast() -> contextlib.AbstractContextManager[object]:
         if precision == "float32":

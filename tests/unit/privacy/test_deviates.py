@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from privacy.deviates import noised_on_device, normal_of_words
+from privacy.deviates import DeviceStream, noised_on_device, normal_of_words, words_of
 from privacy.noise import KeyStream
 from privacy.plan import PrivacyPlan
 from privacy.training import noised_mean
@@ -24,25 +24,46 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def words_of(*values: int) -> torch.Tensor:
+def as_words(*values: int) -> torch.Tensor:
     return torch.from_numpy(np.array(values, dtype="<u8").view("<i8"))
 
 
-def test_its_words_are_those_of_the_stream():
-    whole = KeyStream(KEY).words(1000)
-    again = KeyStream(KEY)
-    assert bytes(whole) == bytes(again.words(1)) + bytes(again.words(0)) + bytes(again.words(999))
-    assert len(whole) == 8000
+def test_words_are_those_of_the_stream_however_they_are_asked_for():
+    whole, again = words_of(KeyStream(KEY), 1000), KeyStream(KEY)
+    assert torch.equal(whole, torch.cat([words_of(again, count) for count in (1, 0, 999)]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 1001])
+def test_words_made_ahead_are_those_of_the_stream(device: str, count: int):
+    with DeviceStream(KeyStream(KEY), torch.device(device)) as ahead:
+        made = [ahead.words(count) for _ in range(6)]
+    assert all(words.device.type == device for words in made)
+    assert torch.equal(torch.cat(made).cpu(), words_of(KeyStream(KEY), 6 * count))
+
+
+def test_words_made_ahead_are_made_for_one_number_of_coordinates():
+    with DeviceStream(KeyStream(KEY), torch.device("cpu")) as ahead:
+        ahead.words(5)
+        with pytest.raises(ValueError, match="made ahead for 5 coordinates, not 6"):
+            ahead.words(6)
+
+
+def test_what_fails_while_words_are_made_is_told(monkeypatch: pytest.MonkeyPatch):
+    stream = KeyStream(KEY)
+    with DeviceStream(stream, torch.device("cpu")) as ahead:
+        monkeypatch.setattr(stream, "write_words", None)
+        with pytest.raises(TypeError):
+            ahead.words(5)
 
 
 def test_its_deviates_are_those_of_the_stream(device: str):
-    words = torch.frombuffer(KeyStream(KEY).words(100_000), dtype=torch.int64).to(device)
+    words = words_of(KeyStream(KEY), 100_000).to(device)
     expected = KeyStream(KEY).normal(100_000)
     np.testing.assert_allclose(normal_of_words(words).cpu().numpy(), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_the_extreme_words_have_finite_deviates(device: str):
-    found = normal_of_words(words_of(0, 1, 2**64 - 1, 2**64 - 2, 2**63, 2**63 - 1).to(device)).cpu()
+    found = normal_of_words(as_words(0, 1, 2**64 - 1, 2**64 - 2, 2**63, 2**63 - 1).to(device)).cpu()
     assert torch.isfinite(found).all()
     assert found[0].item() == pytest.approx(9.155293773)
     assert found[1].item() == pytest.approx(-9.155293773)
@@ -70,6 +91,16 @@ def test_what_is_released_is_what_the_cpu_releases(device: str):
         assert tensor.shape == clipped[name].shape
         assert torch.equal(tensor.cpu() / spacing, (tensor.cpu() / spacing).round())
         assert (tensor.cpu() - expected[name]).abs().max() <= spacing  # a tie may fall to the other side
+
+
+def test_training_takes_the_same_noise_made_ahead_or_not():
+    clipped = {"weight": torch.zeros(1000, dtype=torch.float64)}
+    with DeviceStream(KeyStream(KEY), torch.device("cpu")) as ahead:
+        found = [noised_mean(clipped, PLAN, ahead)["weight"] for _ in range(3)]
+    stream = KeyStream(KEY)
+    for tensor in found:
+        expected = noised_mean(clipped, PLAN, stream)["weight"]
+        assert (tensor - expected).abs().max() <= 2.0**-13
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -71,7 +71,7 @@ class DeviceStream:
         made, turn = self._ahead.result(), self._turn
         words = made[:count].to(self.device, non_blocking=True)
         if self.device.type == "cuda":
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(torch.cuda.current_stream(self.device))
             self._copied[turn] = copied
         else:

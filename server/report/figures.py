@@ -50,13 +50,19 @@ def epsilon(report: Report) -> str:
             end = max(finite(row.epsilon_pld), finite(row.epsilon_rdp))
             text = f" {row.epsilon_pld:.2f}" if finite(row.epsilon_pld) else " no finite epsilon"
             right.annotate(text, (end, at), va="center", fontsize=7.5, color=INK)
+        capped = [(row.cap, at) for row, at in zip(rows, place, strict=True) if row.cap is not None]
+        if capped:
+            ends, places = zip(*capped, strict=True)
+            right.vlines(
+                ends, np.array(places) - 0.42, np.array(places) + 0.42, color=INK, lw=1.8, label="cap"
+            )
         right.set_yticks(place, [shown(row.site, 22) for row in rows])
         right.set_ylim(len(rows) - 0.4, -0.6)
         right.margins(x=0.14)
         right.set_title("Spent in all (figure: PLD)")
         right.set_xlabel("epsilon (less is more private)")
         right.legend(
-            loc="upper left", bbox_to_anchor=(0.62, 1.11), ncols=2, handlelength=1.0, columnspacing=1.0
+            loc="upper right", bbox_to_anchor=(1.02, 1.11), ncols=3, handlelength=1.0, columnspacing=1.0
         )
         right.grid(visible=True, axis="x")
     return svg(figure)

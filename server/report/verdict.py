@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from client.contract import FailureCode
 from server.report.document import (
     ALONE,
     CENTRALISED,
@@ -52,6 +53,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
     return (
         _trained(report),
         *privacy_findings(report),
+        *_kept_within_budget(report),
         *_against_the_mean(report),
         *_against_others(report),
         *_lost(report),
@@ -113,6 +115,29 @@ def _trained(report: Report) -> Finding:
         tone="bad",
         text=f"{text}, but stopped after {report.rounds_completed} of "
         f"{count(report.rounds_planned, 'planned round')}.",
+    )
+
+
+def _kept_within_budget(report: Report) -> tuple[Finding, ...]:
+    """Say which sites refused a round because their budget did not allow it: that is a budget at work."""
+    first: dict[str, int] = {}
+    for row in sorted(report.participation, key=lambda row: row.round):
+        if row.status == "failed" and row.detail == FailureCode.BUDGET.value:
+            first.setdefault(row.site, row.round)
+    if not first:
+        return ()
+    caps = {row.site: row.cap for row in report.privacy.per_site} if report.privacy else {}
+    names = shortened(
+        [
+            f"{shown(site, 30)} (round {number}{'' if caps.get(site) is None else f', its cap is {caps[site]:g}'})"
+            for site, number in first.items()
+        ]
+    )
+    text = f"Refused to train further, because it would have cost a patient more than allowed: {', '.join(names)}."
+    return (
+        Finding(
+            tone="plain", text=text, details=("Of such a round no data are opened, and nothing is spent.",)
+        ),
     )
 
 

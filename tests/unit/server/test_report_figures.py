@@ -70,6 +70,15 @@ def test_epsilon_shows_what_every_site_spent():
         epsilon(unprotected_report())
 
 
+def test_caps_are_drawn_where_sites_have_one():
+    sites = IMAGE.privacy.per_site
+    capped = replace(IMAGE, privacy=replace(IMAGE.privacy, per_site=(replace(sites[0], cap=9.5), *sites[1:])))
+    assert "cap" not in words(epsilon(IMAGE))
+    assert "cap" in words(epsilon(capped))
+    tick = re.compile(r'id="LineCollection_\d+"')
+    assert len(tick.findall(epsilon(capped))) == len(tick.findall(epsilon(IMAGE))) + 1
+
+
 def test_sites_with_one_history_share_a_line():
     curve = tuple(
         RoundEpsilon(round=turn, site=site, epsilon_rdp=turn * 1.1, epsilon_pld=float(turn))

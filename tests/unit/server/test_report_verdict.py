@@ -51,6 +51,18 @@ def with_difference(value, ci95, *, metric="auroc", report=BASE, values=(0.7, 0.
     )
 
 
+def refusing(*rows, cap=3.0):
+    """Return a report in which some sites had no budget left: rows of (round, site)."""
+    privacy = replace(BASE.privacy, per_site=tuple(replace(row, cap=cap) for row in BASE.privacy.per_site))
+    refused = tuple(
+        Attendance(round=number, site=site, status="failed", detail="budget-exhausted")
+        for number, site in rows
+    )
+    taken = {(row.round, row.site) for row in refused}
+    others = tuple(row for row in BASE.participation if (row.round, row.site) not in taken)
+    return replace(BASE, privacy=privacy, participation=(*others, *refused))
+
+
 def said(report):
     return " ".join(verdict(report))
 
@@ -390,3 +402,22 @@ def test_nobody_is_called_anonymous(report):
     text = " ".join((*verdict(report), *cautions(report))).lower()
     assert "anonym" not in text
     assert "guarantee" not in text
+
+
+# --- budgets --------------------------------------------------------------------------------------------------
+
+
+def test_who_refused_for_want_of_budget_is_named_with_the_first_such_round_and_the_cap():
+    first, second = BASE.sites[:2]
+    text = said(refusing((3, first), (2, first), (3, second)))
+    assert (
+        "Refused to train further, because it would have cost a patient more than allowed: "
+        f"{first} (round 2, its cap is 3), {second} (round 3, its cap is 3)." in text
+    )
+    assert "no data are opened, and nothing is spent" in text
+    assert f"{first} (round 2)." in said(refusing((2, first), cap=None))
+
+
+def test_another_failure_is_no_refusal_of_a_budget():
+    assert "more than allowed" not in said(BASE)
+    assert "more than allowed" not in said(unprotected_report())

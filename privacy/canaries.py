@@ -46,12 +46,13 @@ class GradientCanaries:
     Attributes:
         count: m >= 1, of which about half get in. More see more: 1,000 to 5,000.
         records: Records of each, >= 1. Several, or clipping each record instead of each patient goes unseen.
-        norm: Norm of a canary's raw gradient [units of max_grad_norm], > 1, or a missing clip goes unseen.
+        norm: Norm of a canary's raw gradient [units of max_grad_norm], > 1, or a missing clip goes unseen. Far above
+            those of real patients (of a small VAE up to 900), or a batch averaged before the clip goes unseen.
     """
 
     count: int = 1000
     records: int = 4
-    norm: float = 20.0
+    norm: float = 1e4
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.records < 1 or not 1.0 < self.norm < float("inf"):

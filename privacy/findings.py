@@ -40,6 +40,7 @@ CANNOT_SEE = (
 )
 
 _PROFILE_DELTAS = tuple(float(delta) for delta in np.logspace(-4.5, math.log10(0.4), 10))
+_RARER = 10.0
 _NOISE_STEP = 1.3
 _FINEST = 1 / 16
 _LEAST_POWER = -60.0
@@ -57,7 +58,9 @@ class AuditResult:
         delta: At which every epsilon here holds.
         epsilon_rdp: Of the claim, by RDP.
         epsilon_pld: Of the claim, by PLD; the tighter one, and the one that is tested.
-        lower_bound: Largest refuted epsilon, rigorous for any mechanism.
+        lower_bound: Largest refuted epsilon, rigorous for any mechanism. Its theorem allows a disaster of probability
+            delta to each canary, so that with three scores it is 0 whatever was guessed where delta is above about
+            (1 - confidence) / 120.
         lower_bound_fdp: Epsilon of the claimed mechanism with as much noise as is still refuted.
         lower_bound_gaussian: Largest refuted epsilon of the Gaussian family.
         clopper_pearson: From error rates; None where scores of canaries are not independent.
@@ -168,12 +171,21 @@ def judge(
     )
 
 
-def profile_of(releases: Sequence[Release]) -> Profile:
-    """Return the trade-off curve of releases: some points of their privacy profile, each an upper bound."""
+def profile_of(releases: Sequence[Release], *, failure: float = 1.0) -> Profile:
+    """Return the trade-off curve of releases: some points of their privacy profile, each an upper bound.
+
+    Args:
+        releases: At least one step.
+        failure: Of the test that the curve is for, in (0, 1]: a curve without a point far below it says nothing of
+            events that rare, and such a test could not reject anything.
+    """
     accountant = PldAccountant(interval=CURVE_INTERVAL)
+    deltas = _PROFILE_DELTAS
+    while deltas[0] > failure / _RARER:
+        deltas = (deltas[0] / 3.0, *deltas)
     return Profile(
-        epsilons=tuple(accountant.epsilon(releases, delta) for delta in _PROFILE_DELTAS),
-        deltas=_PROFILE_DELTAS,
+        epsilons=tuple(accountant.epsilon(releases, delta) for delta in deltas),
+        deltas=deltas,
     )
 
 
@@ -199,8 +211,9 @@ def _deciding_bounds(
         return PldAccountant(interval=CURVE_INTERVAL).epsilon(scaled(power), delta)
 
     def rejects(power: float) -> bool:
-        profile = profile_of(scaled(power))
-        return any(bounds.fdp_rejects(one, profile, failure=failure / len(guesses)) for one in guesses)
+        part = failure / len(guesses)
+        profile = profile_of(scaled(power), failure=part)
+        return any(bounds.fdp_rejects(one, profile, failure=part) for one in guesses)
 
     power = _least_refuted_power(rejects, epsilon)
     return one_run, 0.0 if power is None else epsilon(power), rejects(0.0)

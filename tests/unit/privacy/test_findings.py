@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -153,6 +154,33 @@ def test_a_profile_is_made_of_upper_bounds_of_the_accountant():
     exact = PldAccountant()
     for epsilon, delta in zip(profile.epsilons, profile.deltas, strict=True):
         assert exact.epsilon([CLAIM], delta) <= epsilon + 1e-9
+
+
+def test_a_curve_reaches_below_the_failure_of_its_test():
+    usual = profile_of([CLAIM])
+    assert profile_of([CLAIM], failure=10 * usual.deltas[0]) == usual
+    finer = profile_of([CLAIM], failure=1e-6)
+    assert finer.deltas[0] <= 1e-7 < 3 * finer.deltas[0]
+    assert finer.deltas[-10:] == usual.deltas
+    assert all(below < above for below, above in itertools.pairwise(finer.deltas))
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99, 0.999, 0.9999])
+def test_coins_that_are_all_guessed_refute_with_any_usual_confidence(confidence: float):
+    scores, included = scores_of(1.0, 1000)
+    certain = np.where(included, 9.0, -9.0)[None]
+    small = (dataclasses.replace(CLAIM, steps=1),)
+    assert judged(certain, included, claimed=small, confidence=confidence).violated
+    assert not judged(scores, included, confidence=confidence).violated
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_the_bound_without_assumption_is_zero_where_delta_is_large(confidence: float):
+    included = np.arange(1000) % 2 == 0
+    certain = np.where(included, 9.0, -9.0)[None]
+    failure = 1 - confidence
+    assert judged(certain, included, confidence=confidence, delta=failure / 40).lower_bound == 0.0
+    assert judged(certain, included, confidence=confidence, delta=failure / 80).lower_bound > 0.5
 
 
 def test_it_is_json_with_what_it_assumes_and_cannot_see():

@@ -21,8 +21,9 @@ Guarantees, beside those of `clipping`:
       weights made to that end, and about 1e-7 C otherwise.
     - The method changes results by rounding alone, and the factor of patients who are clipped by at most 5e-4
       downwards, because of the bounds (about 1e-5 in float32 and 1e-10 in float64).
-    - Equal bits in one process, where choices are kept. In another process timing may choose otherwise: set
-      `method` where bits must be equal. Weights of small work are never timed.
+    - Equal bits in one process, where choices are kept. In another process timing may choose otherwise; without it
+      (`is_timed`) the choice is a function of shapes alone, and bits are equal. Seeded training does without. Weights
+      of small work are never timed.
 
 What it does not do: work around modules that couple records (`compatible.check_model`).
 
@@ -53,6 +54,10 @@ _SHARE = 5e-4
 _SMALL_WORK = 2**22
 _SMALL_BYTES = 2**20
 
+# Of the rule: positions of a patient for which Gram matrices are small, and bytes that stay near a processor.
+_FEW_TERMS = 32
+_CACHE_BYTES = 2**24
+
 _choices: dict[Hashable, Method] = {}
 
 
@@ -62,14 +67,16 @@ class BookkeepingEngine:
 
     Attributes:
         max_rows: Cap on records computed at once.
-        method: The method of every weight, for tests; timed if None.
+        method: The method of every weight, for tests; chosen if None.
         max_bytes: Cap on the gradients of patients of one weight that are kept, or tried [bytes]; exceeded only where
-            nothing else is exact (see Rounding).
+            nothing else is exact (see Rounding). None: 256 MiB, on an accelerator a sixteenth of its memory.
+        is_timed: Whether methods are chosen by timing them.
     """
 
     max_rows: int = 256
     method: Method | None = None
-    max_bytes: int = 2**28
+    max_bytes: int | None = None
+    is_timed: bool = True
 
     def clipped_sum(
         self, module: nn.Module, batch: Batch, *, latent_noise: Tensor, kl_weight: float, max_grad_norm: float
@@ -93,7 +100,9 @@ class BookkeepingEngine:
         """Return the gradients of the patients with respect to one parameter, or their norms."""
         products, rows = uses.products.get(name, []), uses.rows.get(name, [])
         if len(products) == 1 and not rows:
-            method = self.method or choose_method(products[0], runs, max_bytes=self.max_bytes)
+            method = self.method or choose_method(
+                products[0], runs, max_bytes=self.max_bytes, is_timed=self.is_timed
+            )
             return measure(name, products[0], runs, method)
         summed = [gradients_of(product, runs, "vmap") for product in products]
         summed += [per_patient(tensor, runs) for tensor in rows]
@@ -163,7 +172,9 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).sum(0)
 
 
-def choose_method(product: Product, runs: tuple[Run, ...], *, max_bytes: int) -> Method:
+def choose_method(
+    product: Product, runs: tuple[Run, ...], *, max_bytes: int | None = None, is_timed: bool = True
+) -> Method:
     """Return the fastest method of one weight: timed at the first sight of such shapes, and kept.
 
     Counts of patients and rows are told apart by powers of two. Methods that do not keep gradients are tried where
@@ -172,9 +183,11 @@ def choose_method(product: Product, runs: tuple[Run, ...], *, max_bytes: int) ->
     Args:
         product: A use of the weight.
         runs: Its patients.
-        max_bytes: Methods that would take more for this weight are not tried.
+        max_bytes: See `BookkeepingEngine`; methods that would take more for this weight are not tried.
+        is_timed: Whether to time, or to go by a rule (`_by_rule`).
     """
-    candidates = _candidates(product, runs, max_bytes)
+    cap = _affordable_bytes(product.gradient_of_output.device) if max_bytes is None else max_bytes
+    candidates = _candidates(product, runs, cap)
     g, weights = product.gradient_of_output, product.shape.numel()
     patients = sum(run.patients for run in runs)
     small_work = g.shape[0] * product.terms * weights <= _SMALL_WORK
@@ -182,6 +195,8 @@ def choose_method(product: Product, runs: tuple[Run, ...], *, max_bytes: int) ->
         return "vmap"
     if len(candidates) == 1:
         return candidates[0]
+    if not is_timed:
+        return _by_rule(candidates, product, runs)
     key = (
         product.key,
         g.dtype,
@@ -196,6 +211,28 @@ def choose_method(product: Product, runs: tuple[Run, ...], *, max_bytes: int) ->
     if key not in _choices:
         _choices[key] = min(candidates, key=lambda method: _seconds(lambda: _trial(product, runs, method), g))
     return _choices[key]
+
+
+def _by_rule(candidates: tuple[Method, ...], product: Product, runs: tuple[Run, ...]) -> Method:
+    """Return the method that shapes alone recommend: on two processors within a quarter of the fastest ones together.
+
+    Gram matrices where a patient has few positions; patches where kept gradients would not stay in a cache; else one
+    kernel for all patients.
+    """
+    most, g = max(run.records for run in runs), product.gradient_of_output
+    kept = sum(run.patients for run in runs) * product.shape.numel() * g.element_size()
+    preferred: list[Method] = ["gram"] if most * product.terms <= _FEW_TERMS else []
+    if kept > _CACHE_BYTES and not g.is_cuda:
+        preferred += ["columns-recompute", "columns", "loop"]
+    preferred += ["vmap", "loop", "loop-recompute"]
+    return next((method for method in preferred if method in candidates), candidates[0])
+
+
+def _affordable_bytes(device: torch.device) -> int:
+    """Return how much memory the gradients of one weight may take."""
+    if device.type != "cuda":
+        return 2**28
+    return max(2**28, torch.cuda.get_device_properties(device).total_memory // 16)
 
 
 def _candidates(product: Product, runs: tuple[Run, ...], max_bytes: int) -> tuple[Method, ...]:

@@ -101,13 +101,14 @@ class GradientEngine(Protocol):
         ...
 
 
-def build_engine(name: GradEngine, *, max_rows: int = 256) -> GradientEngine:
+def build_engine(name: GradEngine, *, max_rows: int = 256, repeatable: bool = False) -> GradientEngine:
     """Return the engine of that name.
 
     Args:
         name: `vmap`, `opacus` or `bookkeeping`.
         max_rows: Cap on records computed at once, >= 1: bounds memory, does not change the sum beyond
             rounding. A patient with more records is still computed at once.
+        repeatable: Whether sums have to be equal to the bit in every process, which forbids timing.
     """
     if max_rows < 1:
         raise ValueError(f"max_rows must be >= 1, got {max_rows}")
@@ -116,7 +117,7 @@ def build_engine(name: GradEngine, *, max_rows: int = 256) -> GradientEngine:
     engines: dict[GradEngine, Callable[[], GradientEngine]] = {
         "vmap": lambda: VmapEngine(max_rows=max_rows),
         "opacus": lambda: OpacusEngine(max_rows=max_rows),
-        "bookkeeping": lambda: BookkeepingEngine(max_rows=max_rows),
+        "bookkeeping": lambda: BookkeepingEngine(max_rows=max_rows, is_timed=not repeatable),
     }
     return engines[name]()
 

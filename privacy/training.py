@@ -177,7 +177,9 @@ def train_private(
         raise PlanError(
             "privacy plan", [f"randomness is {plan.randomness!r}, but {randomness.kind!r} was given"]
         )
-    engine = engine or build_engine(plan.grad_engine, max_rows=max_physical_records)
+    engine = engine or build_engine(
+        plan.grad_engine, max_rows=max_physical_records, repeatable=plan.randomness == "seeded"
+    )
     sampler = PoissonSampler(
         num_patients=patients.num_patients,
         sampling_probability=plan.sampling_probability,

@@ -563,6 +563,45 @@ def test_small_weights_are_never_timed_and_large_ones_not_beyond_the_cap(monkeyp
     assert bookkeeping._candidates(long, (Run(start=0, patients=2, records=1),), 1) == ("loop",)
 
 
+def linear(rows: int, size: int, positions: int = 1) -> LinearProduct:
+    return LinearProduct(
+        x=torch.ones(rows, positions, size), gradient_of_output=torch.ones(rows, positions, size)
+    )
+
+
+@pytest.mark.parametrize(
+    ("product", "records", "expected"),
+    [
+        (linear(64, 300), 1, "gram"),
+        (linear(64, 300), 64, "vmap"),  # few patients: little to keep, and 64 positions each
+        (linear(2, 300, 40), 1, "vmap"),
+        (linear(64, 300, 40), 1, "columns-recompute"),  # 23 MB to keep
+    ],
+)
+def test_without_timing_shapes_alone_choose(
+    monkeypatch: pytest.MonkeyPatch, product: LinearProduct, records: int, expected: Method
+):
+    monkeypatch.setattr(bookkeeping, "_seconds", None)  # whoever times fails
+    runs = (Run(start=0, patients=len(product.x) // records, records=records),)
+    assert choose_method(product, runs, is_timed=False) == expected
+
+
+def test_without_timing_a_rule_never_leaves_the_candidates(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bookkeeping, "_SMALL_WORK", 0)
+    for product in (linear(8, 5), linear(8, 300, 3), product_of(), product_of(dtype=torch.float64)):
+        rows = product.gradient_of_output.shape[0]
+        runs = (Run(start=0, patients=rows, records=1),)
+        for cap in (1, 2**12, 2**28):
+            chosen = choose_method(product, runs, max_bytes=cap, is_timed=False)
+            assert chosen in bookkeeping._candidates(product, runs, cap)
+
+
+def test_seeded_training_does_not_time():
+    for kind, is_timed in ((False, True), (True, False)):
+        engine = build_engine("bookkeeping", max_rows=7, repeatable=kind)
+        assert engine == BookkeepingEngine(max_rows=7, is_timed=is_timed)
+
+
 def test_rows_are_grouped_by_the_number_of_records():
     batch = batch_of((2,), (2, 1, 3, 1, 2))
     rows = next(patient_chunks(batch, latent_of(batch), 100, like=torch.zeros(1, dtype=torch.float64)))

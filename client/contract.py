@@ -1,6 +1,7 @@
 """The contract between the server and a site: every field that crosses the wire is a field of a class here.
 
-The server imports nothing else of `client`. Requests and replies are frozen values; `encode_*` puts them into a
+How a site learns has a module of its own, `client.learning`; the server imports nothing else of `client`.
+Requests and replies are frozen values; `encode_*` puts them into a
 Flower `RecordDict` and `decode_*` takes them out again, refusing anything that is not exactly as described
 (`ContractError`). Weights travel as float32 arrays in NumPy's own format, never as pickles.
 
@@ -18,11 +19,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from client.learning import ContractError, LearningPlan
 from privacy.claim import Claim
 from privacy.errors import PrivacyError
 from privacy.heads import Head, Receipt
@@ -30,9 +32,34 @@ from privacy.plan import PrivacyPlan, plan_from_dict
 from privacy.records import Work
 from privacy.unsafe import NoPrivacy
 from vae.errors import ModelSpecError
-from vae.spec import ModelSpec, Sharing
+from vae.spec import NOTHING_TRAVELS, ModelSpec, Sharing
 
-PROTOCOL_VERSION = 2
+__all__ = [
+    "MAX_HEADS",
+    "PROTOCOL_VERSION",
+    "ContractError",
+    "Description",
+    "Failure",
+    "FailureCode",
+    "LearningPlan",
+    "Plan",
+    "TrainRequest",
+    "Update",
+    "Weights",
+    "arrays_of",
+    "configs_of",
+    "decode_reply",
+    "decode_request",
+    "decode_weights",
+    "encode_description",
+    "encode_failure",
+    "encode_request",
+    "encode_update",
+    "encode_weights",
+    "model_from_dict",
+]
+
+PROTOCOL_VERSION = 3
 MAX_HEADS = 64
 """Ledger heads in one message: enough for a witness or two of each of many sites, round by round."""
 
@@ -45,10 +72,6 @@ _REQUEST_FIELDS = (
 )  # fmt: skip
 _WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
 _MAX_AXES = 8  # of an array that is read without NumPy's parser; others are read, too
-
-
-class ContractError(Exception):
-    """A message does not follow the contract; the text names the field and the rule, never a value."""
 
 
 class FailureCode(StrEnum):
@@ -65,40 +88,6 @@ class FailureCode(StrEnum):
     TIMED_OUT = "timed-out"
     UNREACHABLE = "agent-unreachable"
     INTERNAL = "internal-error"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningPlan:
-    """How a site turns gradients into an update; public, the same at every site.
-
-    Attributes:
-        optimiser: `sgd` or `adam`, reset at each round.
-        learning_rate: > 0 [parameter units a step].
-        momentum: of `sgd`, in [0, 1).
-        kl_weight: beta times the warm-up of this global round, >= 0.
-        proximal_mu: FedProx pull towards the base weights, >= 0 (Li et al. 2020, arXiv:1812.06127).
-    """
-
-    optimiser: Literal["sgd", "adam"] = "adam"
-    learning_rate: float = 1e-3
-    momentum: float = 0.0
-    kl_weight: float = 1.0
-    proximal_mu: float = 0.0
-
-    def __post_init__(self) -> None:
-        broken = [
-            rule
-            for failed, rule in (
-                (self.optimiser not in ("sgd", "adam"), "optimiser must be sgd or adam"),
-                (not (0 < self.learning_rate < math.inf), "learning_rate must be positive"),
-                (not (0 <= self.momentum < 1), "momentum must be in [0, 1)"),
-                (not (0 <= self.kl_weight < math.inf), "kl_weight must be >= 0"),
-                (not (0 <= self.proximal_mu < math.inf), "proximal_mu must be >= 0"),
-            )
-            if failed
-        ]
-        if broken:
-            raise ContractError("learning: " + "; ".join(broken))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +119,12 @@ class TrainRequest:
     num_sites: int = 1
     heads: tuple[Head, ...] = ()
     version: int = PROTOCOL_VERSION
+
+    def __post_init__(self) -> None:
+        if (self.sharing, self.learning.trainable) in NOTHING_TRAVELS:
+            raise ContractError(
+                "trainable: nothing of it is shared, so no update would ever change; share it, or train what is shared"
+            )
 
     @property
     def key(self) -> str:

@@ -25,7 +25,7 @@ from torch import nn
 
 from client.contract import MAX_HEADS, Description, FailureCode, Plan, TrainRequest, Update, Weights
 from client.errors import SiteError
-from client.train import Round, local_losses, train_round
+from client.train import Round, local_losses, train_round, training_only
 from privacy.accounting import Release
 from privacy.budget import Spending
 from privacy.claim import Claim, ClaimKind
@@ -57,7 +57,7 @@ class SiteService(Protocol):
 
 
 class Models:
-    """Models that were built and checked, one for each specification and gradient engine.
+    """Models that were built and checked, one for each specification, gradient engine and choice of what is trained.
 
     A round overwrites every parameter of its model before it trains, so one model serves one round after another,
     of one site or of all virtual sites of a process: never two at a time.
@@ -73,13 +73,14 @@ class Models:
             ModelSpecError: the specification cannot be built.
             IncompatibleModelError: it cannot be trained as the plan says.
         """
-        key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}"
+        trainable = request.learning.trainable
+        key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}/{trainable}"
         if key not in self._made:
             model = build(request.model, seed=request.initial_seed)
             if isinstance(plan, PrivacyPlan):
-                check_model(
-                    model, dummy_batch(request.model), request.model.latent_size, engine=plan.grad_engine
-                )
+                dummy = dummy_batch(request.model)
+                with training_only(model, trainable):
+                    check_model(model, dummy, request.model.latent_size, engine=plan.grad_engine)
             self._made[key] = model
         return self._made[key]
 

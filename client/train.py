@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +18,7 @@ from privacy.plan import PrivacyPlan
 from privacy.training import NoisedOptimiser, train_private, train_unsafe
 from vae.data.cohort import Cohort
 from vae.models.protocol import Vae
-from vae.spec import Sharing
+from vae.spec import Sharing, Trainable
 from vae.weights import load_into, to_numpy
 
 
@@ -35,6 +37,27 @@ class Round:
     local: Weights
     release: Release | None
     num_nonfinite: int
+
+
+@contextlib.contextmanager
+def training_only(model: nn.Module, which: Trainable) -> Iterator[None]:
+    """Freeze all parameters but some for the time of the block: gradients, clip and noise are of those alone.
+
+    Costs no privacy: which ones is a public constant. Afterwards every parameter is trainable or not as before.
+
+    Args:
+        model: A `Vae`.
+        which: What may move.
+    """
+    names = cast(Vae, model).trainable_names(which)
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in names)
+        yield
+    finally:
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
 
 
 def train_round(
@@ -75,31 +98,32 @@ def train_round(
     patients = cohort.as_records() if isinstance(plan, PrivacyPlan) and plan.unit == "record" else cohort
     release: Release | None = None
     nonfinite = 0
-    if isinstance(plan, PrivacyPlan):
-        done = train_private(
-            model,
-            patients,
-            plan=plan,
-            optimiser=optimiser,
-            randomness=randomness,
-            kl_weight=learning.kl_weight,
-            proximal_mu=learning.proximal_mu,
-            latent_size=latent_size,
-            max_physical_records=physical_records,
-            stop_at=stop_at,
-        )
-        release, nonfinite = done.release, done.num_nonfinite
-    else:
-        train_unsafe(
-            model,
-            patients,
-            plan=plan,
-            optimiser=optimiser,
-            randomness=randomness,
-            kl_weight=learning.kl_weight,
-            proximal_mu=learning.proximal_mu,
-            latent_size=latent_size,
-        )
+    with training_only(model, learning.trainable):
+        if isinstance(plan, PrivacyPlan):
+            done = train_private(
+                model,
+                patients,
+                plan=plan,
+                optimiser=optimiser,
+                randomness=randomness,
+                kl_weight=learning.kl_weight,
+                proximal_mu=learning.proximal_mu,
+                latent_size=latent_size,
+                max_physical_records=physical_records,
+                stop_at=stop_at,
+            )
+            release, nonfinite = done.release, done.num_nonfinite
+        else:
+            train_unsafe(
+                model,
+                patients,
+                plan=plan,
+                optimiser=optimiser,
+                randomness=randomness,
+                kl_weight=learning.kl_weight,
+                proximal_mu=learning.proximal_mu,
+                latent_size=latent_size,
+            )
     shared = cast(Vae, model).shared_names(sharing)
     after = to_numpy(model, sorted(name for name, _ in model.named_parameters()))
     return Round(

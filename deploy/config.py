@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "validate"]
 
 _NOT_HASHED = ("name", "engine", "arms", "report", "audit")
+_ADDED: Mapping[str, tuple[str, ...]] = {"training": ("trainable",), "privacy": ("trainable",)}
+"""Fields that came later, by section. At their default they are not hashed: the hash seeds a run, and one of before has
+to give the same bits."""
 
 
 def _all_arms(fields: dict[str, Any]) -> tuple[Arm, ...]:
@@ -118,11 +121,16 @@ class Experiment(BaseModel):
     def hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of everything that decides the trained weights.
 
-        Left out: the engine (weights are equal on all), the name, the list of arms, audit and report, and a budget
-        that is not there.
+        Left out: the engine (weights are equal on all), the name, the list of arms, audit and report, and options that
+        are not used: a budget that is not there, and fields of `_ADDED` at their default.
         """
         unused = {"budget"} if self.budget is None else set()
         fields = self.model_dump(mode="json", exclude={*_NOT_HASHED, *unused})
+        for name, added in _ADDED.items():
+            section = getattr(self, name)
+            for option in added if section is not None else ():
+                if getattr(section, option) == type(section).model_fields[option].default:
+                    del fields[name][option]
         return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -103,6 +103,7 @@ def federation_plan(
             learning_rate=chosen.learning_rate,
             momentum=chosen.momentum,
             proximal_mu=federation.proximal_mu or 0.0,
+            trainable=chosen.trainable,
         ),
         kl_warmup_rounds=training.kl_warmup_rounds,
         strategy=strategy_settings(experiment),

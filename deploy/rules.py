@@ -17,6 +17,7 @@ from deploy.problems import at, nearest
 from deploy.sections import Faults, Federation, Model, Privacy
 from deploy.sources import Data, OwnData
 from vae.errors import VaeError
+from vae.spec import NOTHING_TRAVELS
 
 Sections = Mapping[str, Any]
 Rule = Callable[[Sections, Document], Iterator[Problem]]
@@ -31,6 +32,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _quorum,
         _privacy,
         _arms,
+        _trainable,
         _named_sites,
         _fault_rounds,
         _budget,
@@ -145,6 +147,21 @@ def _arms(sections: Sections, document: Document) -> Iterator[Problem]:
     training = sections.get("training")
     if training is not None and training.optimiser == "adam" and training.momentum:
         yield at(document, ("training", "momentum"), "goes with `optimiser: sgd` alone")
+
+
+def _trainable(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Some of what is trained is shared: or else sites would send updates that change nothing."""
+    federation: Federation | None = sections.get("federation")
+    for name in ("training", "privacy"):
+        section = sections.get(name)
+        if federation is None or section is None:
+            continue
+        if (federation.sharing, section.trainable) in NOTHING_TRAVELS:
+            rule = (
+                f"trains nothing that `federation.sharing: {federation.sharing}` lets travel, so no update would "
+                "change anything; train `all` or `biases`, or share what is trained"
+            )
+            yield at(document, (name, "trainable"), rule)
 
 
 def _named_sites(sections: Sections, document: Document) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+TrainableNames = Literal["all", "decoder", "encoder", "biases", "last"]
 Arm = Literal["mean", "local", "federated", "federated-dp", "centralised"]
 
 
@@ -118,6 +119,8 @@ class Training(BaseModel):
         local_steps: Optimiser steps a round and site.
         batch_patients: Patients in a step, expected.
         kl_warmup_rounds: Global rounds over which the weight of the KL term grows from 0 to its full value.
+        trainable: Parameters that move: `all`, the `decoder`, the `encoder`, `biases` (with scale and shift of norms),
+            or the decoder's `last` level.
     """
 
     model_config = STRICT
@@ -127,6 +130,7 @@ class Training(BaseModel):
     local_steps: Count = 10
     batch_patients: Count = 16
     kl_warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    trainable: TrainableNames = "all"
 
 
 class Privacy(BaseModel):
@@ -149,6 +153,7 @@ class Privacy(BaseModel):
         optimiser: As in `training`, for this arm.
         learning_rate: As in `training`, for this arm.
         momentum: As in `training`, for this arm.
+        trainable: As in `training`, for this arm: fewer parameters get less noise in all.
     """
 
     model_config = STRICT
@@ -166,6 +171,7 @@ class Privacy(BaseModel):
     optimiser: Literal["sgd", "adam"] = "adam"
     learning_rate: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    trainable: TrainableNames = "all"
 
     def divisor_of(self, site: str) -> float:
         """Return the divisor of a site.

@@ -15,6 +15,12 @@ DecoderScale = Literal["fixed", "learned"]
 Upsampling = Literal["interpolate", "transpose"]
 Output = Literal["linear", "sigmoid"]
 Sharing = Literal["all", "decoder", "encoder", "norm-local"]
+Trainable = Literal["all", "decoder", "encoder", "biases", "last"]
+
+NOTHING_TRAVELS: frozenset[tuple[Sharing, Trainable]] = frozenset(
+    {("encoder", "decoder"), ("encoder", "last"), ("decoder", "encoder")}
+)
+"""Sharings under which nothing of what is trained leaves a site, whatever the model (tests/unit/vae/test_naming.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

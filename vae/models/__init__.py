@@ -5,7 +5,7 @@
 - `convolutional`: encoder and decoder of 2D and 3D images (imports MONAI, only when one is built)
 - `perceptron`: encoder and decoder of tables
 - `initialisation`: initial weights from a generator of their own
-- `naming`: which parameters leave a site
+- `naming`: which parameters leave a site, and which are trained
 - `separability`: which layers rule out per-record gradients
 - `protocol`: the interface
 """

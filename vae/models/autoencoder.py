@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vae.models.naming import shared_names
-from vae.models.protocol import DpSupport, Loss, Posterior, Sharing
+from vae.models.naming import shared_names, trainable_names
+from vae.models.protocol import DpSupport, Loss, Posterior, Sharing, Trainable
 from vae.models.separability import dp_support
 from vae.objectives import gaussian_nll_per_record, kl_per_latent, sample_latent
 from vae.spec import ModelSpec
@@ -134,6 +134,10 @@ class GaussianVae(nn.Module):
     def shared_names(self, sharing: Sharing) -> frozenset[str]:
         """Return the parameter names that leave a site under `sharing`; the rest stays there."""
         return shared_names(self, sharing)
+
+    def trainable_names(self, which: Trainable) -> frozenset[str]:
+        """Return the parameter names that training moves; the rest is frozen."""
+        return trainable_names(self, which)
 
     def _used(self, covariates: Tensor) -> Tensor:
         """Return the covariates that the networks get: none of them for a model without."""

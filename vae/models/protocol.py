@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from vae.spec import ModelSpec, Sharing
+from vae.spec import ModelSpec, Sharing, Trainable
 
-__all__ = ["DpSupport", "Loss", "Posterior", "Sharing", "Vae"]
+__all__ = ["DpSupport", "Loss", "Posterior", "Sharing", "Trainable", "Vae"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,4 +73,8 @@ class Vae(Protocol):
 
     def shared_names(self, sharing: Sharing) -> frozenset[str]:
         """Return the parameter names that leave a site under `sharing`; the rest stays."""
+        ...
+
+    def trainable_names(self, which: Trainable) -> frozenset[str]:
+        """Return the parameter names that training moves; the rest is frozen."""
         ...

@@ -113,6 +113,8 @@ def _edited(content, record, **fields):
         ({"learning": {"speed": 1}}, "learning"),
         ({"extra": 1}, "fields"),
         ({"initial_seed": None}, "initial_seed"),
+        ({"learning": {"trainable": "heads"}}, "trainable must be one of all, decoder"),
+        ({"sharing": "encoder", "learning": {"trainable": "decoder"}}, "trainable: nothing of it is shared"),
     ],
     ids=str,
 )

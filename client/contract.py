@@ -125,6 +125,10 @@ class TrainRequest:
             raise ContractError(
                 "trainable: nothing of it is shared, so no update would ever change; share it, or train what is shared"
             )
+        if self.learning.optimiser == "adam-corrected" and isinstance(self.plan, NoPrivacy):
+            raise ContractError(
+                "optimiser: adam-corrected corrects for noise, and the plan has none; use adam"
+            )
 
     @property
     def key(self) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-from privacy.fields import choice_problem
+from privacy.fields import choice_problem, integer_problem, number_problem
+from privacy.optimiser import MAX_STEPS, NoisedOptimiser, OptimiserName, Schedule, ScheduleName
 from vae.spec import Trainable
 
 
@@ -23,32 +24,72 @@ class LearningPlan:
     """How a site turns gradients into an update; public, the same at every site.
 
     Attributes:
-        optimiser: `sgd` or `adam`, reset at each round.
-        learning_rate: > 0 [parameter units a step].
+        optimiser: `sgd`, `adam`, or `adam-corrected` (private updates alone), reset at each round.
+        learning_rate: > 0 at the schedule's peak [parameter units a step].
         momentum: of `sgd`, in [0, 1).
         kl_weight: beta times the warm-up of this global round, >= 0.
         proximal_mu: FedProx pull towards the base weights, >= 0 (Li et al. 2020, arXiv:1812.06127).
         trainable: Parameters that move (`vae.models.naming`); the others are frozen and get no noise.
+        schedule: Of the learning rate by global step (`privacy.descent.Schedule`).
+        warmup_steps: Global steps over which it grows to its peak, >= 0.
+        final_share: Of the peak, at the last step of `cosine` and `linear`, in (0, 1].
+        first_step: Global step of the first local step of this round, >= 0; the server fills it in.
+        total_steps: Steps of the whole run at this site; 0 as long as the server has not filled it in.
+        moment_floor: Of `adam-corrected`, in (0, 1] [variances of the noise].
     """
 
-    optimiser: Literal["sgd", "adam"] = "adam"
+    optimiser: OptimiserName = "adam"
     learning_rate: float = 1e-3
     momentum: float = 0.0
     kl_weight: float = 1.0
     proximal_mu: float = 0.0
     trainable: Trainable = "all"
+    schedule: ScheduleName = "constant"
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    first_step: int = 0
+    total_steps: int = 0
+    moment_floor: float = 0.1
 
     def __post_init__(self) -> None:
         rules = (
-            (self.optimiser not in ("sgd", "adam"), "optimiser must be sgd or adam"),
             (not (0 < self.learning_rate < math.inf), "learning_rate must be positive"),
             (not (0 <= self.momentum < 1), "momentum must be in [0, 1)"),
             (not (0 <= self.kl_weight < math.inf), "kl_weight must be >= 0"),
             (not (0 <= self.proximal_mu < math.inf), "proximal_mu must be >= 0"),
         )
         broken = [
+            *choice_problem("optimiser", self.optimiser, choices=get_args(OptimiserName)),
             *(rule for failed, rule in rules if failed),
             *choice_problem("trainable", self.trainable, choices=get_args(Trainable)),
+            *choice_problem("schedule", self.schedule, choices=get_args(ScheduleName)),
+            *integer_problem("warmup_steps", self.warmup_steps, low=0, high=MAX_STEPS),
+            *number_problem("final_share", self.final_share, low=0, high=1, rule="a number in (0, 1]"),
+            *integer_problem("first_step", self.first_step, low=0, high=MAX_STEPS),
+            *integer_problem("total_steps", self.total_steps, low=0, high=MAX_STEPS),
+            *number_problem("moment_floor", self.moment_floor, low=0, high=1, rule="a number in (0, 1]"),
         ]
         if broken:
             raise ContractError("learning: " + "; ".join(broken))
+
+    def to_optimiser(self) -> NoisedOptimiser:
+        """Return the optimiser of a round.
+
+        Raises:
+            ContractError: the schedule lacks the steps of the run.
+        """
+        if self.total_steps < 1 and (self.schedule != "constant" or self.warmup_steps):
+            raise ContractError("learning: total_steps must be filled in for a schedule, got 0")
+        return NoisedOptimiser(
+            kind=self.optimiser,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            moment_floor=self.moment_floor,
+            schedule=Schedule(
+                kind=self.schedule,
+                warmup_steps=self.warmup_steps,
+                final_share=self.final_share,
+                first_step=self.first_step,
+                total_steps=max(1, self.total_steps),
+            ),
+        )

@@ -15,7 +15,7 @@ from client.contract import LearningPlan, Plan, Weights
 from privacy.accounting import Release
 from privacy.noise import Randomness
 from privacy.plan import PrivacyPlan
-from privacy.training import NoisedOptimiser, train_private, train_unsafe
+from privacy.training import train_private, train_unsafe
 from vae.data.cohort import Cohort
 from vae.models.protocol import Vae
 from vae.spec import Sharing, Trainable
@@ -91,9 +91,7 @@ def train_round(
         WeightsError: base and local together are not exactly the model's parameters.
     """
     load_into(model, {**base, **local})
-    optimiser = NoisedOptimiser(
-        kind=learning.optimiser, learning_rate=learning.learning_rate, momentum=learning.momentum
-    )
+    optimiser = learning.to_optimiser()
     latent_size = cast(Vae, model).spec.latent_size
     patients = cohort.as_records() if isinstance(plan, PrivacyPlan) and plan.unit == "record" else cohort
     release: Release | None = None

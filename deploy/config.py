@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 __all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "validate"]
 
 _NOT_HASHED = ("name", "engine", "arms", "report", "audit")
-_ADDED: Mapping[str, tuple[str, ...]] = {"training": ("trainable",), "privacy": ("trainable",)}
+_ADDED_TO_BOTH = ("trainable", "schedule", "warmup_steps", "final_share")
+_ADDED: Mapping[str, tuple[str, ...]] = {
+    "training": _ADDED_TO_BOTH,
+    "privacy": (*_ADDED_TO_BOTH, "moment_floor"),
+}
 """Fields that came later, by section. At their default they are not hashed: the hash seeds a run, and one of before has
 to give the same bits."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from client.contract import LearningPlan, Plan
 from deploy.config import Experiment
@@ -17,6 +18,10 @@ from server.settings import DEFAULT_MAX_UPDATE_NORM, StrategySettings
 from vae.spec import ModelSpec
 
 ALL_RECORDS = 2**31 - 1
+_LEARNING = (
+    "optimiser", "learning_rate", "momentum", "trainable", "schedule", "warmup_steps", "final_share",
+)  # fmt: skip
+"""What the sections `training` and `privacy` say alike."""
 
 
 def noise_multiplier(experiment: Experiment) -> float:
@@ -80,8 +85,7 @@ def federation_plan(
         randomness: Of private updates: `seeded` in a simulation, `os` where privacy is claimed.
     """
     sites = experiment.site_names
-    federation, training, privacy = experiment.federation, experiment.training, experiment.privacy
-    chosen = training if privacy is None or not private else privacy
+    federation, training = experiment.federation, experiment.training
     plans: dict[str, Plan]
     if private:
         sigma = noise_multiplier(experiment)
@@ -98,13 +102,7 @@ def federation_plan(
         model=spec,
         sharing=federation.sharing,
         rounds=federation.rounds,
-        learning=LearningPlan(
-            optimiser=chosen.optimiser,
-            learning_rate=chosen.learning_rate,
-            momentum=chosen.momentum,
-            proximal_mu=federation.proximal_mu or 0.0,
-            trainable=chosen.trainable,
-        ),
+        learning=learning_plan(experiment, private=private),
         kl_warmup_rounds=training.kl_warmup_rounds,
         strategy=strategy_settings(experiment),
         quorum=federation.sites_needed(len(sites)),
@@ -112,6 +110,21 @@ def federation_plan(
         initial_seed=experiment.seed,
         timing=Timing(deadline_s=federation.deadline_s),
     )
+
+
+def learning_plan(experiment: Experiment, *, private: bool) -> LearningPlan:
+    """Return how sites learn in an arm; what depends on the round is not filled in.
+
+    Args:
+        experiment: What to run.
+        private: Whether the privacy section says how, or the training section.
+    """
+    training, privacy = experiment.training, experiment.privacy
+    chosen = training if privacy is None or not private else privacy
+    shared: dict[str, Any] = {name: getattr(chosen, name) for name in _LEARNING}
+    if privacy is not None and private:
+        shared["moment_floor"] = privacy.moment_floor
+    return LearningPlan(proximal_mu=experiment.federation.proximal_mu or 0.0, **shared)
 
 
 def identity(experiment: Experiment) -> str:

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from deploy.documents import Document, Key
 from deploy.errors import Problem
 from deploy.problems import at, nearest
-from deploy.sections import Faults, Federation, Model, Privacy
+from deploy.sections import Faults, Federation, Model, Privacy, Training
 from deploy.sources import Data, OwnData
 from vae.errors import VaeError
 from vae.spec import NOTHING_TRAVELS
@@ -33,6 +35,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _privacy,
         _arms,
         _trainable,
+        _schedule,
         _named_sites,
         _fault_rounds,
         _budget,
@@ -132,8 +135,12 @@ def _privacy(sections: Sections, document: Document) -> Iterator[Problem]:
             yield at(document, ("privacy", "divisor"), rule, show_value=False)
     if privacy.unit == "record" and privacy.max_records_per_patient != 1:
         yield at(document, ("privacy", "max_records_per_patient"), "must be 1 with `unit: record`")
-    if privacy.optimiser == "adam" and privacy.momentum:
+    if privacy.optimiser != "sgd" and privacy.momentum:
         yield at(document, ("privacy", "momentum"), "goes with `optimiser: sgd` alone")
+    if privacy.optimiser != "adam-corrected" and _is_set(privacy, "moment_floor"):
+        yield at(
+            document, ("privacy", "moment_floor"), "goes with `optimiser: adam-corrected` alone; remove it"
+        )
 
 
 def _arms(sections: Sections, document: Document) -> Iterator[Problem]:
@@ -153,7 +160,7 @@ def _trainable(sections: Sections, document: Document) -> Iterator[Problem]:
     """Some of what is trained is shared: or else sites would send updates that change nothing."""
     federation: Federation | None = sections.get("federation")
     for name in ("training", "privacy"):
-        section = sections.get(name)
+        section: Training | Privacy | None = sections.get(name)
         if federation is None or section is None:
             continue
         if (federation.sharing, section.trainable) in NOTHING_TRAVELS:
@@ -162,6 +169,22 @@ def _trainable(sections: Sections, document: Document) -> Iterator[Problem]:
                 "change anything; train `all` or `biases`, or share what is trained"
             )
             yield at(document, (name, "trainable"), rule)
+
+
+def _schedule(sections: Sections, document: Document) -> Iterator[Problem]:
+    """A schedule comes to its peak within the run, and its settings have an effect."""
+    federation: Federation | None = sections.get("federation")
+    for name in ("training", "privacy"):
+        section: Training | Privacy | None = sections.get(name)
+        if section is None:
+            continue
+        if section.schedule == "constant" and _is_set(section, "final_share"):
+            rule = "goes with `schedule: cosine` or `linear` alone; remove it"
+            yield at(document, (name, "final_share"), rule)
+        steps = section.local_steps * (1 if federation is None else federation.rounds)
+        if federation is not None and section.warmup_steps and section.warmup_steps >= steps:
+            rule = f"must be below the {steps} steps of the run (local_steps x rounds), or the peak is never reached"
+            yield at(document, (name, "warmup_steps"), rule)
 
 
 def _named_sites(sections: Sections, document: Document) -> Iterator[Problem]:
@@ -213,6 +236,11 @@ def _budget(sections: Sections, document: Document) -> Iterator[Problem]:
     if sections.get("budget") is not None and privacy is not None and privacy.unit != "patient":
         rule = "must be `patient` with a `budget`: a ledger adds up what is spent on a patient"
         yield at(document, ("privacy", "unit"), rule)
+
+
+def _is_set(section: BaseModel, field: str) -> bool:
+    """Return whether a field is not what it is by default."""
+    return bool(getattr(section, field) != type(section).model_fields[field].default)
 
 
 def _keys(value: Any, path: Key) -> list[str]:  # noqa: ANN401 - JSON

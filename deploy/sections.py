@@ -19,6 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 TrainableNames = Literal["all", "decoder", "encoder", "biases", "last"]
+ScheduleName = Literal["constant", "cosine", "linear"]
 Arm = Literal["mean", "local", "federated", "federated-dp", "centralised"]
 
 
@@ -121,6 +122,10 @@ class Training(BaseModel):
         kl_warmup_rounds: Global rounds over which the weight of the KL term grows from 0 to its full value.
         trainable: Parameters that move: `all`, the `decoder`, the `encoder`, `biases` (with scale and shift of norms),
             or the decoder's `last` level.
+        schedule: Of the learning rate, over all steps of the run: `constant`, or from its peak down by a `cosine` or a
+            `linear` line.
+        warmup_steps: Steps over which the learning rate grows to its peak at first.
+        final_share: Of the peak, at the last step of `cosine` and `linear`.
     """
 
     model_config = STRICT
@@ -131,6 +136,9 @@ class Training(BaseModel):
     batch_patients: Count = 16
     kl_warmup_rounds: Annotated[int, Field(ge=0)] = 0
     trainable: TrainableNames = "all"
+    schedule: ScheduleName = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class Privacy(BaseModel):
@@ -150,10 +158,14 @@ class Privacy(BaseModel):
         max_records_per_patient: Most records of a patient in a step, drawn anew each time; 1 with `unit:
             record`.
         grad_engine: How per-patient gradients are computed; the result is the same.
-        optimiser: As in `training`, for this arm.
+        optimiser: As in `training`, for this arm; or `adam-corrected`, freed of the noise in its second moment.
         learning_rate: As in `training`, for this arm.
         momentum: As in `training`, for this arm.
         trainable: As in `training`, for this arm: fewer parameters get less noise in all.
+        schedule: As in `training`, for this arm.
+        warmup_steps: As in `training`, for this arm.
+        final_share: As in `training`, for this arm.
+        moment_floor: Least second moment of `adam-corrected`, in variances of the noise.
     """
 
     model_config = STRICT
@@ -168,10 +180,14 @@ class Privacy(BaseModel):
     unit: Literal["patient", "record"] = "patient"
     max_records_per_patient: Count = 8
     grad_engine: Literal["vmap", "opacus", "bookkeeping"] = "vmap"
-    optimiser: Literal["sgd", "adam"] = "adam"
+    optimiser: Literal["sgd", "adam", "adam-corrected"] = "adam"
     learning_rate: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     trainable: TrainableNames = "all"
+    schedule: ScheduleName = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    moment_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def divisor_of(self, site: str) -> float:
         """Return the divisor of a site.

@@ -18,11 +18,10 @@ What it does not do: write down the cost. Call `Spending.reserve` before, `commi
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +30,25 @@ from torch import Tensor, nn
 
 from privacy.accounting import Release
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
+from privacy.descent import Descent
 from privacy.deviates import DeviceStream, noised_on_device
 from privacy.errors import PlanError
-from privacy.fields import choice_problem, number_problem
 from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
+from privacy.optimiser import NoisedOptimiser
 from privacy.plan import PrivacyPlan
 from privacy.sampling import PoissonSampler
 from privacy.unsafe import NoPrivacy, warn_unsafe
+
+__all__ = [
+    "NoisedOptimiser",
+    "Observer",
+    "OnStep",
+    "Patients",
+    "Training",
+    "noised_mean",
+    "train_private",
+    "train_unsafe",
+]
 
 OnStep = Callable[[int, float], None]
 """Called with the step (from 0) and the mean loss of the sampled patients: private, for a local log."""
@@ -63,49 +74,6 @@ class Patients(Protocol):
     ) -> Batch:
         """Return the records of some patients, at most `max_records` random ones of each."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisedOptimiser:
-    """How noised gradients move the weights; its state starts afresh each round.
-
-    Attributes:
-        kind: `sgd` or `adam`.
-        learning_rate: > 0.
-        momentum: Of `sgd`, in [0, 1).
-        betas: Of `adam`, each in [0, 1).
-        epsilon: Of `adam`, > 0.
-    """
-
-    kind: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float
-    momentum: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        below_one = {"momentum": self.momentum, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}
-        problems = [
-            *choice_problem("kind", self.kind, choices=("sgd", "adam")),
-            *number_problem(
-                "learning_rate", self.learning_rate, low=0, high=1e6, rule="a number in (0, 1e6]"
-            ),
-            *number_problem("epsilon", self.epsilon, low=0, high=1, rule="a number in (0, 1]"),
-            *(
-                f"{name} must be in [0, 1), got {value!r}"
-                for name, value in below_one.items()
-                if not 0 <= value < 1
-            ),
-        ]
-        if problems:
-            raise PlanError("optimiser", problems)
-
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimiser of the module's trainable parameters."""
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if self.kind == "sgd":
-            return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)
-        return torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +154,8 @@ def train_private(
         stream=randomness.stream("sampling"),
     )
     noise, record_rng, latent_rng = _streams(randomness)
-    descent = _Descent(module, optimiser, proximal_mu)
+    noise_std = plan.noise_multiplier * plan.max_grad_norm / plan.divisor
+    descent = Descent(module, optimiser, proximal_mu, noise_std=noise_std)
     num_nonfinite = steps_done = 0
     with _train_mode(module), _noise_where(module, noise) as source:
         for step, chosen in enumerate(sampler.samples(plan.steps)):
@@ -274,7 +243,7 @@ def train_unsafe(
         raise ValueError("training without privacy needs at least one patient")
     order_rng = randomness.stream("sampling").generator()
     _, _, latent_rng = _streams(randomness)
-    descent = _Descent(module, optimiser, proximal_mu)
+    descent = Descent(module, optimiser, proximal_mu)
     num_nonfinite = 0
     batches = _shuffled(patients.num_patients, plan.batch_patients, order_rng)
     with _train_mode(module):
@@ -285,37 +254,11 @@ def train_unsafe(
             if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
                 descent.step(gradients)
             else:
+                descent.skip()
                 num_nonfinite += 1
             if on_step is not None:
                 on_step(step, loss)
     return Training(release=None, steps_done=plan.steps, num_nonfinite=num_nonfinite)
-
-
-class _Descent:
-    """Moves the weights by given gradients, plus the proximal term: a function of the weights alone."""
-
-    def __init__(self, module: nn.Module, optimiser: NoisedOptimiser, proximal_mu: float) -> None:
-        if not 0.0 <= proximal_mu < math.inf:
-            raise ValueError(f"proximal_mu must be finite and >= 0, got {proximal_mu}")
-        self._parameters = {
-            name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad
-        }
-        self._optimiser = optimiser.build(module)
-        self._base = (
-            [tensor.detach().clone() for tensor in self._parameters.values()] if proximal_mu > 0 else None
-        )
-        self._mu = proximal_mu
-
-    def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """Let the optimiser step once."""
-        for name, parameter in self._parameters.items():
-            parameter.grad = gradients[name].to(parameter)
-        if self._base is not None:
-            for parameter, base in zip(self._parameters.values(), self._base, strict=True):
-                pull = self._mu * (parameter.detach() - base)
-                parameter.grad = pull if parameter.grad is None else parameter.grad + pull
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,8 @@ class FederationPlan:
         model: What is trained.
         sharing: Which parameters travel.
         rounds: Global rounds.
-        learning: Local training; `kl_weight` is replaced by the warm-up of each round.
+        learning: Local training; what depends on the round is filled in: `kl_weight` by its warm-up, `first_step` and
+            `total_steps` by the steps of the site's plan.
         kl_warmup_rounds: Global rounds until the KL term has its full weight, 0 for none.
         strategy: How updates become a model.
         initial_seed: Public seed of the initial weights.
@@ -68,7 +69,13 @@ class FederationPlan:
         )
 
         kl_weight = kl_warmup(round_, self.kl_warmup_rounds, self.model.beta)
-        learning = replace(self.learning, kl_weight=kl_weight)
+        steps = self.plans[site].steps
+        learning = replace(
+            self.learning,
+            kl_weight=kl_weight,
+            first_step=(round_ - 1) * steps,
+            total_steps=self.rounds * steps,
+        )
         return TrainRequest(
             run_id=self.run_id,
             round=round_,

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from torch import nn
 
 from deploy.config import Experiment
-from deploy.plans import noise_multiplier, privacy_plan
+from deploy.plans import learning_plan, noise_multiplier, privacy_plan
 from deploy.simulation.judge import Arm, model_of
 from privacy.accounting import CURVE_INTERVAL, PldAccountant, Release
 from privacy.audit import AuditResult, audit_inputs, audit_training
@@ -30,7 +31,6 @@ from privacy.canaries import GradientCanaries
 from privacy.membership import calibrate, judge_membership, judge_memorisation
 from privacy.noise import SeededRandomness
 from privacy.plan import PrivacyPlan
-from privacy.training import NoisedOptimiser
 from server.report import document
 from server.report.attacks import AttackFacts, Canaries, MembershipFacts, MemorisationFacts
 from vae.data.cohort import Cohort, SiteData
@@ -105,9 +105,7 @@ class _Job:
         steps = min(audit.max_steps, privacy.local_steps * experiment.federation.rounds)
         asked = privacy_plan(experiment, self._site, noise_multiplier(experiment), randomness="seeded")
         self._plan = dataclasses.replace(asked, steps=steps)
-        self._optimiser = NoisedOptimiser(
-            kind=privacy.optimiser, learning_rate=privacy.learning_rate, momentum=privacy.momentum
-        )
+        self._learning = dataclasses.replace(learning_plan(experiment, private=True), total_steps=steps)
 
     def gradient(self) -> AuditResult:
         """Guess canaries from every step."""
@@ -123,7 +121,7 @@ class _Job:
     def black_box(self) -> AuditResult:
         """Guess patients of noise from the trained model alone."""
         return audit_inputs(
-            build(self._spec, seed=self._experiment.seed),
+            self._model(),
             self._cohort,
             _strangers(self._cohort, seed=self._experiment.seed),
             plan=self._plan,
@@ -137,7 +135,7 @@ class _Job:
         """Guess gradient canaries of one job."""
         records = min(4, plan.max_records_per_patient)
         return audit_training(
-            build(self._spec, seed=self._experiment.seed),
+            self._model(),
             self._cohort.as_records() if plan.unit == "record" else self._cohort,
             plan=plan,
             claimed=claimed,
@@ -147,10 +145,18 @@ class _Job:
             **self._training(),
         )
 
+    def _model(self) -> nn.Module:
+        """Return a fresh model, of which that is trained which the arm trains."""
+        model = build(self._spec, seed=self._experiment.seed)
+        names = model.trainable_names(self._learning.trainable)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        return model
+
     def _training(self) -> dict[str, Any]:
         """Return how the arm trains."""
         return {
-            "optimiser": self._optimiser,
+            "optimiser": self._learning.to_optimiser(),
             "kl_weight": self._spec.beta,
             "latent_size": self._spec.latent_size,
             "max_physical_records": 64,

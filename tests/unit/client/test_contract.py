@@ -97,6 +97,7 @@ def _edited(content, record, **fields):
     return content
 
 
+@pytest.mark.filterwarnings("ignore::privacy.unsafe.UnsafeWarning")
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -113,6 +114,20 @@ def _edited(content, record, **fields):
         ({"learning": {"speed": 1}}, "learning"),
         ({"extra": 1}, "fields"),
         ({"initial_seed": None}, "initial_seed"),
+        ({"learning": {"schedule": "step"}}, "schedule must be one of constant"),
+        ({"learning": {"warmup_steps": 2.0}}, "warmup_steps must be an integer"),
+        ({"learning": {"final_share": 0}}, "final_share must be a number"),
+        ({"learning": {"first_step": -1}}, "first_step must be an integer"),
+        ({"learning": {"total_steps": True}}, "total_steps must be an integer"),
+        ({"learning": {"moment_floor": 2}}, "moment_floor must be a number"),
+        ({"learning": {"optimiser": "lamb"}}, "optimiser must be one of"),
+        (
+            {
+                "plan": {"kind": "none", "steps": 1, "batch_patients": 1},
+                "learning": {"optimiser": "adam-corrected"},
+            },
+            "adam-corrected corrects for noise",
+        ),
         ({"learning": {"trainable": "heads"}}, "trainable must be one of all, decoder"),
         ({"sharing": "encoder", "learning": {"trainable": "decoder"}}, "trainable: nothing of it is shared"),
     ],

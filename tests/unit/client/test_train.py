@@ -90,22 +90,54 @@ def test_what_costs_privacy_does_not_depend_on_what_is_trained():
 def test_parameters_are_as_they_were_after_an_error_too():
     model = build(TABLE, seed=0)
     model.encoder.layers[0].bias.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="stop"), training_only(model, "encoder"):
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert trained == model.trainable_names("encoder") - {"encoder.layers.0.bias"}
-        raise RuntimeError("stop")
+
+    def fail():
+        with training_only(model, "encoder"):
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            assert trained == model.trainable_names("encoder") - {"encoder.layers.0.bias"}
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen == ["encoder.layers.0.bias"]
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
-    [({"trainable": "heads"}, "trainable must be one of"), ({"trainable": None}, "trainable")],
+    [
+        ({"trainable": "heads"}, "trainable must be one of"),
+        ({"trainable": None}, "trainable"),
+        ({"schedule": "step", "final_share": 7}, "schedule must.*final_share must"),
+    ],
     ids=str,
 )
 def test_a_learning_plan_out_of_range_is_refused_by_name(fields, named):
     with pytest.raises(ContractError, match=named):
         LearningPlan(**fields)
+
+
+def test_the_rate_of_a_round_is_that_of_its_global_steps():
+    """SGD of next to nothing but noise: steps are proportional to rates, so a round at the end moves less."""
+    plan = dataclasses.replace(PLAN, steps=2, noise_multiplier=1000.0)
+    learning = LearningPlan(
+        optimiser="sgd", learning_rate=0.01, schedule="linear", final_share=0.1, total_steps=10
+    )
+
+    def change(**fields):
+        done, _, _ = round_of(dataclasses.replace(learning, **fields), plan=plan)
+        return done.delta["encoder.layers.0.bias"]
+
+    # Shares 1, 0.9 in the first round and 0.2, 0.1 in the last; noise n1, n2 is the same in both.
+    rates = np.array([[1.0, 0.9], [0.2, 0.1]])
+    noise = np.linalg.solve(rates, np.stack([change(first_step=0), change(first_step=8)]))
+    np.testing.assert_allclose(change(first_step=4), 0.6 * noise[0] + 0.5 * noise[1], rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(change(schedule="constant"), noise[0] + noise[1], rtol=1e-2, atol=1e-3)
+
+
+def test_a_schedule_without_the_steps_of_the_run_is_refused():
+    with pytest.raises(ContractError, match="total_steps must be filled in"):
+        round_of(LearningPlan(schedule="cosine"))
 
 
 def test_the_bits_of_a_round_are_a_function_of_the_seed():

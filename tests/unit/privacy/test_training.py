@@ -386,7 +386,7 @@ def test_optimisers_see_the_noised_gradients_alone(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "lamb"}, "kind must be one of sgd, adam"),
+        ({"kind": "lamb"}, "kind must be one of sgd, adam, adam-corrected"),
         ({"learning_rate": 0.0}, "learning_rate must be a number"),
         ({"learning_rate": math.nan}, "learning_rate must be a number"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0"),

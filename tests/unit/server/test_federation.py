@@ -110,6 +110,22 @@ def test_the_weight_of_the_kl_term_grows_by_global_rounds(world, tmp_path):
     )
 
 
+def test_the_global_step_of_each_round_is_filled_in(world, tmp_path):
+    make, asked = world
+    _run(make(), tmp_path)
+    steps = PLAN.steps
+    assert steps > 1
+    filled = {
+        (request.round, request.learning.first_step, request.learning.total_steps) for _, request in asked
+    }
+    assert filled == {
+        (1, 0, 4 * steps),
+        (2, steps, 4 * steps),
+        (3, 2 * steps, 4 * steps),
+        (4, 3 * steps, 4 * steps),
+    }
+
+
 class _InterruptedError(Exception):
     pass
 

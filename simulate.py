@@ -92,7 +92,7 @@ def _report(setting: Setting, trained: Trained, *, as_json: bool, started: float
     report = assemble(setting, trained, wall_s=time.perf_counter() - started)
     arm, out = subject(trained), setting.out
     if arm is not None and trained.federated[arm].round:
-        save(out / "model.safetensors", trained.federated[arm].state.weights, _card(setting, arm))
+        save(out / "model.safetensors", trained.federated[arm].state.final, _card(setting, arm))
     page = write(report, out)
     print((out / "report.json").read_text() if as_json else summary_text(report, page), end="")
 

@@ -44,6 +44,7 @@ __all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "v
 _NOT_HASHED = ("name", "engine", "arms", "report", "audit")
 _ADDED_TO_BOTH = ("trainable", "schedule", "warmup_steps", "final_share")
 _ADDED: Mapping[str, tuple[str, ...]] = {
+    "federation": ("weight_average",),
     "training": _ADDED_TO_BOTH,
     "privacy": (*_ADDED_TO_BOTH, "moment_floor"),
 }

@@ -157,4 +157,5 @@ def strategy_settings(experiment: Experiment) -> StrategySettings:
         trim=federation.trim,
         num_byzantine=federation.num_byzantine,
         max_update_norm=federation.max_update_norm or DEFAULT_MAX_UPDATE_NORM,
+        weight_average=federation.weight_average,
     )

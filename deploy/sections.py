@@ -85,6 +85,8 @@ class Federation(BaseModel):
         trim: Updates cut off at each end of every coordinate by the trimmed mean; null otherwise.
         num_byzantine: Hostile sites that Krum withstands; null otherwise.
         max_update_norm: L2 norm above which an update is refused; null for no bound.
+        weight_average: Decay of the average of the global weights over rounds, which is then the final model; rounds go
+            on from the weights themselves. Null: the final model is that of the last round.
         weights: Public constant for each site, agreed at enrolment, never derived from counts; empty for
             uniform.
     """
@@ -101,6 +103,7 @@ class Federation(BaseModel):
     trim: Count | None = None
     num_byzantine: Count | None = None
     max_update_norm: Positive | None = None
+    weight_average: Share | None = None
     weights: dict[Name, Positive] = {}
 
     def sites_needed(self, num_sites: int) -> int:

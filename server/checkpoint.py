@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on after any round, written whole or not at all.
 
 A checkpoint is a folder `round-000012` of three files: `weights.safetensors`, `optimiser.safetensors` and
-`manifest.json`, which holds everything else, the SHA-256 of both and its own. It is written under a temporary
+`manifest.json`, which holds everything else, the SHA-256 of both and its own; where a run keeps an average of its
+weights, `average.safetensors` is a fourth. It is written under a temporary
 name, synced, renamed, and its parent synced; the last few are kept.
 
 Guarantees (tests/unit/server/test_checkpoint.py, test_checkpoint_kill.py):
@@ -35,6 +36,7 @@ from vae.errors import WeightsError
 
 FORMAT = 1
 _WEIGHTS, _OPTIMISER, _MANIFEST = "weights.safetensors", "optimiser.safetensors", "manifest.json"
+_AVERAGE = "average.safetensors"
 _NAME = re.compile(r"round-(\d{6,})")
 _TEMPORARY = ".writing-"
 _log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Checkpoint:
         claims: Site -> its latest admitted claim, as JSON.
         participation: For each round from 1: site -> `admitted`, or why not.
         heads: Ledger heads that were kept, as `server.witness` gives them.
+        average: Of the weights over rounds, name -> float32; empty where none is kept.
     """
 
     round: int
@@ -65,6 +68,7 @@ class Checkpoint:
     claims: Mapping[str, str] = field(default_factory=dict)
     participation: tuple[Mapping[str, str], ...] = ()
     heads: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    average: Weights = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
@@ -161,19 +165,19 @@ def _written_aside(folder: Path, target: Path) -> Iterator[Path]:
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the three files, each synced; their folder is synced once, by the one that made it."""
-    for name, weights in ((_WEIGHTS, checkpoint.weights), (_OPTIMISER, checkpoint.optimiser)):
+    """Write the files, each synced; their folder is synced once, by the one that made it."""
+    arrays = {_WEIGHTS: checkpoint.weights, _OPTIMISER: checkpoint.optimiser}
+    if checkpoint.average:
+        arrays[_AVERAGE] = checkpoint.average
+    for name, weights in arrays.items():
         rest.save(folder / name, weights, {"round": str(checkpoint.round)}, sync_folder=False)
     body = {
         "format": FORMAT,
         "round": checkpoint.round,
         "run_id": checkpoint.run_id,
         "config_hash": checkpoint.config_hash,
-        "files": {name: _hash_file(folder / name) for name in (_WEIGHTS, _OPTIMISER)},
-        "signatures": {
-            _WEIGHTS: rest.signature(checkpoint.weights),
-            _OPTIMISER: rest.signature(checkpoint.optimiser),
-        },
+        "files": {name: _hash_file(folder / name) for name in arrays},
+        "signatures": {name: rest.signature(weights) for name, weights in arrays.items()},
         "rejections": [_rejection_to_dict(rejection) for rejection in checkpoint.rejections],
         "claims": dict(checkpoint.claims),
         "participation": [dict(status) for status in checkpoint.participation],
@@ -197,23 +201,25 @@ def _read(folder: Path, round_: int) -> Checkpoint:
         raise CheckpointError(
             f"format {body['format']}, round {body['round']}: not format {FORMAT}, round {round_}"
         )
-    for name in (_WEIGHTS, _OPTIMISER):
+    names = [name for name in (_WEIGHTS, _OPTIMISER, _AVERAGE) if name != _AVERAGE or name in body["files"]]
+    for name in names:
         if _hash_file(folder / name) != body["files"][name]:
             raise CheckpointError(f"{name} is not what was written: its SHA-256 differs")
-    weights, optimiser = (
-        rest.load(folder / name, tuple((n, tuple(s), d) for n, s, d in body["signatures"][name]))[0]
-        for name in (_WEIGHTS, _OPTIMISER)
-    )
+    arrays = {
+        name: rest.load(folder / name, tuple((n, tuple(s), d) for n, s, d in body["signatures"][name]))[0]
+        for name in names
+    }
     return Checkpoint(
         round=round_,
         run_id=body["run_id"],
         config_hash=body["config_hash"],
-        weights=weights,
-        optimiser=optimiser,
+        weights=arrays[_WEIGHTS],
+        optimiser=arrays[_OPTIMISER],
         rejections=tuple(_rejection_from_dict(entry) for entry in body["rejections"]),
         claims=body["claims"],
         participation=tuple(body["participation"]),
         heads=body.get("heads", {}),  # checkpoints of before there were ledgers have none
+        average=arrays.get(_AVERAGE, {}),
     )
 
 

@@ -21,7 +21,7 @@ from server.clock import Clock
 from server.errors import AggregationError, BudgetSpentError, QuorumLostError
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
-from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy
+from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy, rounds_applied
 from vae.spec import ModelSpec, Sharing
 
 
@@ -104,7 +104,7 @@ class Progress:
     @property
     def rounds_applied(self) -> int:
         """Return how many rounds changed the model."""
-        return sum(ADMITTED in status.values() for status in self.state.participation)
+        return rounds_applied(self.state.participation)
 
     @property
     def status(self) -> Mapping[str, str]:
@@ -209,6 +209,7 @@ def _state(before: Checkpoint) -> StrategyState:
         claims=before.claims,
         participation=before.participation,
         heads=before.heads,
+        average=before.average,
     )
 
 
@@ -225,4 +226,5 @@ def _checkpoint(plan: FederationPlan, progress: Progress) -> Checkpoint:
         claims=state.claims,
         participation=state.participation,
         heads=state.heads,
+        average=state.average,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.aggregate import Aggregator, WeightedMean
+from server.average import require_decay
 from server.errors import StrategyError
 from server.optimise import Adaptive, Plain, ServerOptimiser
 from server.robust import CoordinateMedian, Krum, Rule, Spooled, TrimmedMean
@@ -49,6 +50,7 @@ class StrategySettings:
         trim: Of `trimmed-mean`: values cut at each end, >= 1; default 1.
         num_byzantine: Of `krum`: hostile updates to withstand, >= 1; default 1.
         num_selected: Of `krum`: updates averaged, >= 1; default 1, more is Multi-Krum.
+        weight_average: Of every strategy: decay of the average of the weights over rounds, in (0, 1); None for none.
     """
 
     name: StrategyName
@@ -60,16 +62,18 @@ class StrategySettings:
     trim: int | None = None
     num_byzantine: int | None = None
     num_selected: int | None = None
+    weight_average: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in _KNOWN:
             raise StrategyError(f"strategy {self.name!r} is unknown; there are {', '.join(_KNOWN)}")
-        foreign = sorted(set(self._given()) - set(_KNOWN[self.name]))
+        foreign = sorted(set(self._given()) - {*_KNOWN[self.name], "weight_average"})
         if foreign:
             known = ", ".join(_KNOWN[self.name])
             raise StrategyError(
                 f"strategy {self.name}: {', '.join(foreign)} would do nothing; it knows {known}"
             )
+        require_decay(self.weight_average)
         self.make_optimiser()  # checks ranges
         if self.name in ("trimmed-mean", "krum"):
             self._rule()

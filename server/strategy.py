@@ -28,13 +28,21 @@ from flwr.serverapp.strategy import Strategy
 from client.contract import TrainRequest, Weights, arrays_of, encode_request, encode_weights
 from server.admission import Admission, Expectation, RejectedError, Rejection, RejectionCode
 from server.aggregate import Aggregator
+from server.average import averaged, require_decay, restored
 from server.errors import AggregationError, CheckpointError, QuorumLostError, StrategyError
 from server.optimise import ServerOptimiser
 from server.settings import StrategySettings
 from server.witness import Witness
 from vae.weights import hash_weights
 
-__all__ = ["ADMITTED", "FederatedStrategy", "StrategySettings", "StrategyState", "make_strategy"]
+__all__ = [
+    "ADMITTED",
+    "FederatedStrategy",
+    "StrategySettings",
+    "StrategyState",
+    "make_strategy",
+    "rounds_applied",
+]
 
 ADMITTED = "admitted"
 RequestFor = Callable[[str, int, str], TrainRequest]
@@ -52,6 +60,7 @@ class StrategyState:
         claims: Site -> its latest admitted claim, as JSON.
         participation: For each round from 1: site -> `admitted`, or why not.
         heads: Ledger heads that were kept (`server.witness`).
+        average: Of the weights over rounds (`server.average`); empty if none is kept.
     """
 
     weights: Weights
@@ -60,6 +69,12 @@ class StrategyState:
     claims: Mapping[str, str]
     participation: tuple[Mapping[str, str], ...]
     heads: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    average: Weights = field(default_factory=dict)
+
+    @property
+    def final(self) -> Weights:
+        """Return what a run hands out: the average where one is kept, else the weights. Rounds never go on from it."""
+        return self.average or self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +93,7 @@ class FederatedStrategy(Strategy):
         rejections: Every reply that did not count, all rounds.
         claims: Site -> its latest admitted claim, as JSON.
         participation: For each round: site -> `admitted`, or why not.
+        average: Of the weights over rounds; empty if none is kept.
     """
 
     def __init__(
@@ -92,6 +108,7 @@ class FederatedStrategy(Strategy):
         quorum: int,
         weights: Weights,
         request_for: RequestFor,
+        weight_average: float | None = None,
     ) -> None:
         """Check the settings against each other.
 
@@ -105,6 +122,7 @@ class FederatedStrategy(Strategy):
             quorum: Fewest admitted updates, in 1..number of sites.
             weights: Where the run starts; float32.
             request_for: (site, round, hash of the base weights) -> what to ask.
+            weight_average: Decay of the average over rounds, in (0, 1); None keeps none.
 
         Raises:
             StrategyError: settings contradict each other; lists everything that is wrong.
@@ -113,11 +131,14 @@ class FederatedStrategy(Strategy):
         problems = _problems(enrolled, site_weights, quorum, aggregator)
         if problems:
             raise StrategyError(f"strategy {name}: " + "; ".join(problems))
+        require_decay(weight_average)
         self.name, self.quorum = name, quorum
         self.weights: Weights = dict(sorted(weights.items()))
         self.rejections: list[Rejection] = []
         self.claims: dict[str, str] = {}
         self.participation: list[dict[str, str]] = []
+        self.average: Weights = {}
+        self._decay = weight_average
         self._enrolled = dict(sorted(enrolled.items()))
         self._shares = {site: site_weights[site] / max(site_weights.values()) for site in self._enrolled}
         self._aggregator, self._optimiser, self._admission = aggregator, optimiser, admission
@@ -192,6 +213,9 @@ class FederatedStrategy(Strategy):
             self._lose(server_round, admitted, status)
             raise
         self.weights = self._optimiser.step(self.weights, change)
+        if self._decay is not None:
+            applied = rounds_applied(self.participation)
+            self.average = averaged(self.average, self.weights, decay=self._decay, applied=applied)
         return encode_weights(self.weights), None
 
     def configure_evaluate(
@@ -223,6 +247,7 @@ class FederatedStrategy(Strategy):
             claims=dict(self.claims),
             participation=tuple(dict(status) for status in self.participation),
             heads=self._witness.state(),
+            average=dict(self.average),
         )
 
     def restore(self, state: StrategyState) -> None:
@@ -236,7 +261,10 @@ class FederatedStrategy(Strategy):
             raise CheckpointError(
                 "the checkpoint's weights are not those of this model; --fresh begins again"
             )
+        applied = rounds_applied(state.participation)
+        average = restored(state.average, state.weights, decay=self._decay, applied=applied)
         self._optimiser.restore(state.optimiser, weights=state.weights)
+        self.average = average
         self.weights = dict(sorted(state.weights.items()))
         self.rejections = list(state.rejections)
         self.claims = dict(state.claims)
@@ -299,6 +327,11 @@ class FederatedStrategy(Strategy):
         _log.warning("round %d: %s: %s", rejection.round, rejection.site, rejection.reason)
 
 
+def rounds_applied(participation: Iterable[Mapping[str, str]]) -> int:
+    """Return how many rounds changed the model, given site -> status of each."""
+    return sum(ADMITTED in status.values() for status in participation)
+
+
 def make_strategy(
     settings: StrategySettings,
     *,
@@ -341,6 +374,7 @@ def make_strategy(
         quorum=quorum,
         weights=weights,
         request_for=request_for,
+        weight_average=settings.weight_average,
     )
 
 

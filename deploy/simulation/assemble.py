@@ -136,7 +136,7 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         timings=_timings(trained, entries, arm, wall_s),
         synthetic=experiment.data.kind in ("phantom", "toy"),
         data_note=data_note(experiment, refused_records(experiment, setting.cache)),
-        weights_sha256=hash_weights(ended.state.weights) if ended and ended.round else None,
+        weights_sha256=hash_weights(ended.state.final) if ended and ended.round else None,
         curves=tuple(
             SiteCurve(site=entry.site, round=entry.round, reconstruction=entry.reconstruction, kl=entry.kl)
             for entry in entries

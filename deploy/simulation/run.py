@@ -283,7 +283,7 @@ class _Training:
         watched = arm == document.FEDERATED_DP or document.FEDERATED_DP not in self._experiment.arms
         if watched and plan.sharing == "all" and progress.round % max(1, plan.rounds // LATENT_POINTS) == 0:
             self._latents(arm).write(
-                latent_use(self._spec, progress.state.weights, self._sites, progress.round)
+                latent_use(self._spec, progress.state.final, self._sites, progress.round)
             )
         self._show(arm, plan, progress.round, progress.status, progress.state.claims)
 
@@ -294,12 +294,12 @@ class _Training:
     def _full_weights(self, plan: FederationPlan, ended: Federated) -> dict[str, Weights]:
         """Return each site's full weights: the shared ones, and its own where not all are shared."""
         if plan.sharing == "all":
-            return dict.fromkeys(plan.site_weights, ended.state.weights)
+            return dict.fromkeys(plan.site_weights, ended.state.final)
         folder = self._setting.out / "sites"
         return {
             site: {
                 **local_weights(folder / site, plan.request(site, ended.round, ""), ended.round),
-                **ended.state.weights,
+                **ended.state.final,
             }
             for site in plan.site_weights
         }

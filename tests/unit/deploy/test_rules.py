@@ -90,6 +90,7 @@ BROKEN = [
     (TOY + "training: {final_share: 0.2}", "training.final_share", "cosine"),
     (TOY + "training: {warmup_steps: 100}", "training.warmup_steps", "below the 100 steps of the run"),
     (TOY + "training: {optimiser: adam-corrected}", "training.optimiser", "sgd or adam"),
+    (TOY + "federation: {weight_average: 1.0}", "federation.weight_average", "must be < 1"),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
     (TOY + "arms: [federated-dp]", "arms", "privacy"),
     (TOY + "faults: {sitee-1: {drop: true}}", "faults.sitee-1", "no such site"),

@@ -41,12 +41,19 @@ def same(one: Checkpoint | None, other: Checkpoint) -> bool:
     """Compare checkpoints bit for bit."""
     if one is None:
         return False
-    plain = [dataclasses.replace(each, weights={}, optimiser={}) for each in (one, other)]
+    plain = [dataclasses.replace(each, weights={}, optimiser={}, average={}) for each in (one, other)]
     arrays = [
         {name: (a.shape, a.dtype, a.tobytes()) for name, a in each.items()}
-        for each in (one.weights, other.weights, one.optimiser, other.optimiser)
+        for each in (
+            one.weights,
+            other.weights,
+            one.optimiser,
+            other.optimiser,
+            one.average,
+            other.average,
+        )
     ]
-    return plain[0] == plain[1] and arrays[0] == arrays[1] and arrays[2] == arrays[3]
+    return plain[0] == plain[1] and arrays[::2] == arrays[1::2]
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -61,6 +68,43 @@ def test_an_empty_optimiser_is_kept_empty(tmp_path: Path) -> None:
     found = latest(tmp_path)
     assert found is not None
     assert found.optimiser == {}
+
+
+def with_average(round_: int) -> Checkpoint:
+    return dataclasses.replace(some_checkpoint(round_), average=some_weights(7))
+
+
+def test_an_average_is_kept_in_a_file_of_its_own(tmp_path: Path) -> None:
+    path = save(tmp_path, with_average(4))
+    assert (path / "average.safetensors").exists()
+    assert same(latest(tmp_path), with_average(4))
+    assert not same(latest(tmp_path), some_checkpoint(4))
+
+
+def test_an_average_that_is_torn_or_gone_makes_the_checkpoint_none(tmp_path: Path, caplog) -> None:
+    save(tmp_path, with_average(4))
+    path = save(tmp_path, with_average(5)) / "average.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert same(latest(tmp_path), with_average(4))
+    path.unlink()
+    assert same(latest(tmp_path), with_average(4))
+
+
+def test_without_an_average_a_checkpoint_is_byte_for_byte_what_it_was_before_there_were_averages(
+    tmp_path: Path,
+) -> None:
+    path = save(tmp_path, some_checkpoint(3))
+    assert sorted(each.name for each in path.iterdir()) == [
+        "manifest.json",
+        "optimiser.safetensors",
+        "weights.safetensors",
+    ]
+    body = json.loads(json.loads((path / "manifest.json").read_text())["body"])
+    assert set(body) == {
+        "format", "round", "run_id", "config_hash", "files", "signatures", "rejections", "claims", "participation",
+        "heads",
+    }  # fmt: skip
+    assert set(body["files"]) == set(body["signatures"]) == {"weights.safetensors", "optimiser.safetensors"}
 
 
 def test_equal_checkpoints_are_equal_bytes(tmp_path: Path) -> None:

@@ -149,6 +149,53 @@ def test_stopped_after_a_round_it_goes_on_with_the_next(stop, world, tmp_path):
     assert [request.round for site, request in asked if site == "north"] == [1, 2, 3, 4]
 
 
+AVERAGED = dataclasses.replace(
+    FEDERATION, strategy=StrategySettings(name="fedavg", weight_average=0.8), rounds=5
+)
+
+
+def test_the_final_model_is_the_average_and_rounds_go_on_from_the_weights(world, tmp_path):
+    make, _ = world
+    seen = []
+    ended = _run(
+        make(), tmp_path / "a", AVERAGED, observe=lambda progress: seen.append(progress.state.weights)
+    )
+    plain = _run(make(), tmp_path / "b", dataclasses.replace(FEDERATION, rounds=5))
+    assert hash_weights(ended.state.weights) == hash_weights(plain.state.weights)
+    assert plain.state.final is plain.state.weights
+    shares = 0.8 ** np.arange(4, -1, -1.0)
+    for name, value in ended.state.final.items():
+        expected = sum(share * each[name] for share, each in zip(shares, seen, strict=True)) / shares.sum()
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+        assert (value != ended.state.weights[name]).any()
+
+
+def test_an_average_goes_on_bit_for_bit_and_does_not_count_lost_rounds(world, tmp_path):
+    make, _ = world
+    gone = {"north": (3,), "west": (3,)}
+    plan = dataclasses.replace(AVERAGED, patience=2)
+    whole = _run(make(gone), tmp_path / "whole", plan)
+
+    def interrupt(progress):
+        if progress.round in (1, 3, 4):
+            raise _InterruptedError
+
+    for _ in range(3):
+        with pytest.raises(_InterruptedError):
+            _run(make(gone), tmp_path / "parts", plan, observe=interrupt)
+    ended = _run(make(gone), tmp_path / "parts", plan)
+    assert ended.rounds_applied == 4
+    assert hash_weights(ended.state.average) == hash_weights(whole.state.average)
+    assert hash_weights(latest(tmp_path / "parts").average) == hash_weights(whole.state.average)
+    seen = []
+    _run(make(gone), tmp_path / "seen", plan, observe=lambda progress: seen.append(progress.state.weights))
+    shares = np.array([0.8**3, 0.8**2, 0.8, 1.0])
+    for name, value in whole.state.average.items():
+        applied = [seen[round_][name] for round_ in (0, 1, 3, 4)]
+        expected = sum(share * each for share, each in zip(shares, applied, strict=True)) / shares.sum()
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_finished_federation_asks_nobody(world, tmp_path):
     make, asked = world
     ended = _run(make(), tmp_path)

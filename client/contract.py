@@ -125,6 +125,8 @@ class TrainRequest:
             raise ContractError(
                 "trainable: nothing of it is shared, so no update would ever change; share it, or train what is shared"
             )
+        if self.learning.augmentations and not self.model.is_image:
+            raise ContractError("augmentations: are of images, and the model is of tables; set them to 0")
         if self.learning.optimiser == "adam-corrected" and isinstance(self.plan, NoPrivacy):
             raise ContractError(
                 "optimiser: adam-corrected corrects for noise, and the plan has none; use adam"

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
+from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem
-from privacy.optimiser import MAX_STEPS, NoisedOptimiser, OptimiserName, Schedule, ScheduleName
+from privacy.optimiser import MAX_STEPS, Augmentation, NoisedOptimiser, OptimiserName, Schedule, ScheduleName
 from vae.spec import Trainable
 
 
@@ -36,6 +37,10 @@ class LearningPlan:
         first_step: Global step of the first local step of this round, >= 0; the server fills it in.
         total_steps: Steps of the whole run at this site; 0 as long as the server has not filled it in.
         moment_floor: Of `adam-corrected`, in (0, 1] [variances of the noise].
+        augmentations: Versions of each image beside itself (`privacy.optimiser.Augmentation`); 0 for none.
+        max_shift: Of a version, >= 0 [voxels].
+        flip: Whether a version may be flipped, left to right.
+        max_gain: Of a version's intensities, in [0, 1).
     """
 
     optimiser: OptimiserName = "adam"
@@ -50,6 +55,10 @@ class LearningPlan:
     first_step: int = 0
     total_steps: int = 0
     moment_floor: float = 0.1
+    augmentations: int = 0
+    max_shift: int = 0
+    flip: bool = False
+    max_gain: float = 0.0
 
     def __post_init__(self) -> None:
         rules = (
@@ -69,8 +78,18 @@ class LearningPlan:
             *integer_problem("total_steps", self.total_steps, low=0, high=MAX_STEPS),
             *number_problem("moment_floor", self.moment_floor, low=0, high=1, rule="a number in (0, 1]"),
         ]
+        try:
+            self.to_augmentation()
+        except PlanError as error:
+            broken += error.problems
         if broken:
             raise ContractError("learning: " + "; ".join(broken))
+
+    def to_augmentation(self) -> Augmentation:
+        """Return which versions of records gradients are averaged over."""
+        return Augmentation(
+            versions=self.augmentations, max_shift=self.max_shift, flip=self.flip, max_gain=self.max_gain
+        )
 
     def to_optimiser(self) -> NoisedOptimiser:
         """Return the optimiser of a round.

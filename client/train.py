@@ -106,6 +106,7 @@ def train_round(
                 randomness=randomness,
                 kl_weight=learning.kl_weight,
                 proximal_mu=learning.proximal_mu,
+                augmentation=learning.to_augmentation(),
                 latent_size=latent_size,
                 max_physical_records=physical_records,
                 stop_at=stop_at,
@@ -120,6 +121,7 @@ def train_round(
                 randomness=randomness,
                 kl_weight=learning.kl_weight,
                 proximal_mu=learning.proximal_mu,
+                augmentation=learning.to_augmentation(),
                 latent_size=latent_size,
             )
     shared = cast(Vae, model).shared_names(sharing)

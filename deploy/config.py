@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "validate"]
 
 _NOT_HASHED = ("name", "engine", "arms", "report", "audit")
-_ADDED_TO_BOTH = ("trainable", "schedule", "warmup_steps", "final_share")
+_ADDED_TO_BOTH = (
+    "trainable", "schedule", "warmup_steps", "final_share", "augmentations", "max_shift", "flip", "max_gain",
+)  # fmt: skip
 _ADDED: Mapping[str, tuple[str, ...]] = {
     "federation": ("weight_average",),
     "training": _ADDED_TO_BOTH,

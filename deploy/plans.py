@@ -20,6 +20,7 @@ from vae.spec import ModelSpec
 ALL_RECORDS = 2**31 - 1
 _LEARNING = (
     "optimiser", "learning_rate", "momentum", "trainable", "schedule", "warmup_steps", "final_share",
+    "augmentations", "max_shift", "flip", "max_gain",
 )  # fmt: skip
 """What the sections `training` and `privacy` say alike."""
 

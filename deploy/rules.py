@@ -36,6 +36,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _arms,
         _trainable,
         _schedule,
+        _augmentations,
         _named_sites,
         _fault_rounds,
         _budget,
@@ -185,6 +186,27 @@ def _schedule(sections: Sections, document: Document) -> Iterator[Problem]:
         if federation is not None and section.warmup_steps and section.warmup_steps >= steps:
             rule = f"must be below the {steps} steps of the run (local_steps x rounds), or the peak is never reached"
             yield at(document, (name, "warmup_steps"), rule)
+
+
+def _augmentations(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Only images have versions, which are within the image; what a version differs in is given with their number."""
+    data: Data | None = sections.get("data")
+    for name in ("training", "privacy"):
+        section: Training | Privacy | None = sections.get(name)
+        if section is None:
+            continue
+        for field in ("max_shift", "flip", "max_gain"):
+            if _is_set(section, field) and not section.augmentations:
+                yield at(document, (name, field), "goes with `augmentations` above 0 alone; remove it")
+        if data is None or not section.augmentations:
+            continue
+        size = _smallest_axis(data)
+        if size is None:
+            rule = f"must be 0: data of kind {data.kind} are tables, and versions are made of images"
+            yield at(document, (name, "augmentations"), rule)
+        elif section.max_shift >= size:
+            rule = f"must be below the smallest axis of {size} voxels, or nothing of the image is left"
+            yield at(document, (name, "max_shift"), rule)
 
 
 def _named_sites(sections: Sections, document: Document) -> Iterator[Problem]:

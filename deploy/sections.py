@@ -129,6 +129,11 @@ class Training(BaseModel):
             `linear` line.
         warmup_steps: Steps over which the learning rate grows to its peak at first.
         final_share: Of the peak, at the last step of `cosine` and `linear`.
+        augmentations: Random versions of each image, beside itself, over which a patient's gradient is averaged; 0 for
+            none. A step takes so many times longer. Each version draws a latent of its own.
+        max_shift: Of a version, along every axis [voxels]; edges repeat.
+        flip: Whether a version may be flipped along the first axis (left and right of a prepared scan).
+        max_gain: Of a version: intensities times a factor within 1 - max_gain to 1 + max_gain.
     """
 
     model_config = STRICT
@@ -142,6 +147,10 @@ class Training(BaseModel):
     schedule: ScheduleName = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    augmentations: Annotated[int, Field(ge=0, le=64)] = 0
+    max_shift: Annotated[int, Field(ge=0, le=64)] = 0
+    flip: bool = False
+    max_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Privacy(BaseModel):
@@ -168,6 +177,10 @@ class Privacy(BaseModel):
         schedule: As in `training`, for this arm.
         warmup_steps: As in `training`, for this arm.
         final_share: As in `training`, for this arm.
+        augmentations: As in `training`, for this arm: averaged before the clip, so that it costs no privacy.
+        max_shift: As in `training`, for this arm.
+        flip: As in `training`, for this arm.
+        max_gain: As in `training`, for this arm.
         moment_floor: Least second moment of `adam-corrected`, in variances of the noise.
     """
 
@@ -190,6 +203,10 @@ class Privacy(BaseModel):
     schedule: ScheduleName = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    augmentations: Annotated[int, Field(ge=0, le=64)] = 0
+    max_shift: Annotated[int, Field(ge=0, le=64)] = 0
+    flip: bool = False
+    max_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     moment_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def divisor_of(self, site: str) -> float:

@@ -1,6 +1,7 @@
-"""Settings of how noised gradients move the weights: public constants, without torch.
+"""Settings of how gradients are made and move the weights: public constants, without torch.
 
-`descent` does what they say. Nothing here has an effect on what a release costs: all of it comes after the noise.
+`descent` and `augmentation` do what they say. Nothing here has an effect on what a release costs: a step comes after
+the noise, and versions of records come before the clip, inside one patient.
 
 Guarantees:
     The learning rate of a step is a function of the schedule and of the global step alone, so that a run which was
@@ -20,6 +21,8 @@ OptimiserName = Literal["sgd", "adam", "adam-corrected"]
 ScheduleName = Literal["constant", "cosine", "linear"]
 
 MAX_STEPS = 10**9
+MAX_VERSIONS = 64
+MAX_SHIFT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,3 +118,34 @@ class NoisedOptimiser:
         ]
         if problems:
             raise PlanError("optimiser", problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random versions of each image over which a patient's gradient is averaged (`augmentation.with_versions`).
+
+    Attributes:
+        versions: K of each record, beside the record itself; 0 for none, at most `MAX_VERSIONS`. Memory and time of a
+            step grow K + 1 times. Each version has latent noise of its own.
+        max_shift: Along every axis by a whole number of voxels, uniform in -max_shift to max_shift; edges repeat.
+        flip: Along the first axis of space by a coin: left and right of prepared scans (RAS). Brains are not
+            symmetric, least of all sick ones.
+        max_gain: Intensities times a factor, uniform in 1 - max_gain to 1 + max_gain, in [0, 1).
+    """
+
+    versions: int = 0
+    max_shift: int = 0
+    flip: bool = False
+    max_gain: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            *integer_problem("augmentations", self.versions, low=0, high=MAX_VERSIONS),
+            *integer_problem("max_shift", self.max_shift, low=0, high=MAX_SHIFT),
+            *([] if isinstance(self.flip, bool) else [f"flip must be true or false, got {self.flip!r:.60}"]),
+            *number_problem("max_gain", self.max_gain, low=-1, high=1, rule="a number in [0, 1)"),
+        ]
+        if not problems and not 0 <= self.max_gain < 1:
+            problems = [f"max_gain must be a number in [0, 1), got {self.max_gain!r}"]
+        if problems:
+            raise PlanError("augmentation", problems)

@@ -1,9 +1,9 @@
 """Local training of one round: the private loop, and the plain one for comparison.
 
 One frozen `PrivacyPlan` builds the sampler, the clip, the noise *and* the release; nothing else can set any
-of them. Order of one step = order in `train_private`: sample patients, sum clipped gradients, add noise,
-divide by the public divisor, round to the public grid, add the proximal term (a function of the weights
-alone), let the optimiser step.
+of them. Order of one step = order in `train_private`: sample patients, make versions of their records (`augmentation`),
+sum clipped gradients, add noise, divide by the public divisor, round to the public grid, add the proximal term (a
+function of the weights alone), let the optimiser step (`descent`).
 
 Guarantees:
     - What the optimiser sees of the data is the noised sum alone, so weights and optimiser state are
@@ -29,12 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from privacy.accounting import Release
+from privacy.augmentation import with_versions
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
 from privacy.descent import Descent
 from privacy.deviates import DeviceStream, noised_on_device
 from privacy.errors import PlanError
 from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
-from privacy.optimiser import NoisedOptimiser
+from privacy.optimiser import Augmentation, NoisedOptimiser
 from privacy.plan import PrivacyPlan
 from privacy.sampling import PoissonSampler
 from privacy.unsafe import NoPrivacy, warn_unsafe
@@ -52,6 +53,8 @@ __all__ = [
 
 OnStep = Callable[[int, float], None]
 """Called with the step (from 0) and the mean loss of the sampled patients: private, for a local log."""
+
+_NO_VERSIONS = Augmentation()
 
 Observer = Callable[[Gradients], None]
 """Called with what a step releases, before the optimiser steps: the noised mean, post-processing of it is free."""
@@ -101,6 +104,7 @@ def train_private(
     kl_weight: float,
     latent_size: int,
     proximal_mu: float = 0.0,
+    augmentation: Augmentation = _NO_VERSIONS,
     on_step: OnStep | None = None,
     observe: Observer | None = None,
     engine: GradientEngine | None = None,
@@ -121,6 +125,7 @@ def train_private(
         kl_weight: Weight of the KL term, >= 0.
         latent_size: Z.
         proximal_mu: FedProx weight, >= 0; the base is the weights at the call.
+        augmentation: Versions of each record that a patient's gradient is averaged over, before its clip.
         on_step: Local log; not called for an empty sample.
         observe: Sees every step's noised mean and nothing else (`audit`).
         engine: Replaces the engine that the plan names: for tests, which break it on purpose.
@@ -154,6 +159,7 @@ def train_private(
         stream=randomness.stream("sampling"),
     )
     noise, record_rng, latent_rng = _streams(randomness)
+    version_rng = randomness.stream("augmentation").generator()
     noise_std = plan.noise_multiplier * plan.max_grad_norm / plan.divisor
     descent = Descent(module, optimiser, proximal_mu, noise_std=noise_std)
     num_nonfinite = steps_done = 0
@@ -161,6 +167,7 @@ def train_private(
         for step, chosen in enumerate(sampler.samples(plan.steps)):
             _check_deadline(stop_at)
             batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
+            batch = with_versions(batch, augmentation, version_rng)
             clipped = engine.clipped_sum(
                 module,
                 batch,
@@ -226,6 +233,7 @@ def train_unsafe(
     kl_weight: float,
     latent_size: int,
     proximal_mu: float = 0.0,
+    augmentation: Augmentation = _NO_VERSIONS,
     on_step: OnStep | None = None,
     max_physical_records: int = 256,
 ) -> Training:
@@ -243,12 +251,13 @@ def train_unsafe(
         raise ValueError("training without privacy needs at least one patient")
     order_rng = randomness.stream("sampling").generator()
     _, _, latent_rng = _streams(randomness)
+    version_rng = randomness.stream("augmentation").generator()
     descent = Descent(module, optimiser, proximal_mu)
     num_nonfinite = 0
     batches = _shuffled(patients.num_patients, plan.batch_patients, order_rng)
     with _train_mode(module):
         for step in range(plan.steps):
-            batch = patients.batch(next(batches))
+            batch = with_versions(patients.batch(next(batches)), augmentation, version_rng)
             noise = _latent_noise(latent_rng, batch, latent_size)
             gradients, loss = _mean_gradient(module, batch, noise, kl_weight, max_physical_records)
             if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):

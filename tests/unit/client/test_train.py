@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.contract import ContractError, LearningPlan
+from client.contract import ContractError, LearningPlan, TrainRequest
 from client.train import train_round, training_only
 from privacy.noise import SeededRandomness
 from privacy.plan import PrivacyPlan
@@ -138,6 +138,36 @@ def test_the_rate_of_a_round_is_that_of_its_global_steps():
 def test_a_schedule_without_the_steps_of_the_run_is_refused():
     with pytest.raises(ContractError, match="total_steps must be filled in"):
         round_of(LearningPlan(schedule="cosine"))
+
+
+IMAGE = ModelSpec(family="vae", input_shape=(1, 8, 8), latent_size=2, channels=(4,))
+IMAGES = make_cohort((1, 8, 8), (1, 2, 1, 3, 2, 1))
+
+
+@UNSAFE
+@pytest.mark.parametrize("private", [True, False])
+def test_versions_of_records_reach_training(private):
+    plan = PLAN if private else NoPrivacy(steps=2, batch_patients=3)
+    options = {"plan": plan, "spec": IMAGE, "cohort": IMAGES}
+    plain, _, _ = round_of(LearningPlan(), **options)
+    versions = LearningPlan(augmentations=2, max_shift=1, max_gain=0.1)
+    first, again = (round_of(versions, **options)[0] for _ in range(2))
+    assert all(first.delta[name].tobytes() == again.delta[name].tobytes() for name in first.delta)
+    assert any((first.delta[name] != plain.delta[name]).any() for name in first.delta)
+    assert first.release == plain.release
+
+
+def test_versions_of_a_table_are_refused():
+    with pytest.raises(ContractError, match="augmentations: are of images, and the model is of tables"):
+        TrainRequest(
+            run_id="r",
+            round=1,
+            base_hash="b",
+            model=TABLE,
+            sharing="all",
+            plan=PLAN,
+            learning=LearningPlan(augmentations=1),
+        )
 
 
 def test_the_bits_of_a_round_are_a_function_of_the_seed():

@@ -127,6 +127,10 @@ class TrainRequest:
             )
         if self.learning.augmentations and not self.model.is_image:
             raise ContractError("augmentations: are of images, and the model is of tables; set them to 0")
+        if self.learning.precision != "float32" and isinstance(self.plan, NoPrivacy):
+            raise ContractError(
+                "precision: is of private steps, and the plan is without privacy; use float32"
+            )
         if self.learning.optimiser == "adam-corrected" and isinstance(self.plan, NoPrivacy):
             raise ContractError(
                 "optimiser: adam-corrected corrects for noise, and the plan has none; use adam"

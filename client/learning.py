@@ -12,7 +12,15 @@ from typing import get_args
 
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem
-from privacy.optimiser import MAX_STEPS, Augmentation, NoisedOptimiser, OptimiserName, Schedule, ScheduleName
+from privacy.optimiser import (
+    MAX_STEPS,
+    Augmentation,
+    NoisedOptimiser,
+    OptimiserName,
+    Precision,
+    Schedule,
+    ScheduleName,
+)
 from vae.spec import Trainable
 
 
@@ -41,6 +49,7 @@ class LearningPlan:
         max_shift: Of a version, >= 0 [voxels].
         flip: Whether a version may be flipped, left to right.
         max_gain: Of a version's intensities, in [0, 1).
+        precision: Of the forward and backward pass of a private step: `bf16` is for sites with a GPU.
     """
 
     optimiser: OptimiserName = "adam"
@@ -59,6 +68,7 @@ class LearningPlan:
     max_shift: int = 0
     flip: bool = False
     max_gain: float = 0.0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         rules = (
@@ -71,6 +81,7 @@ class LearningPlan:
             *choice_problem("optimiser", self.optimiser, choices=get_args(OptimiserName)),
             *(rule for failed, rule in rules if failed),
             *choice_problem("trainable", self.trainable, choices=get_args(Trainable)),
+            *choice_problem("precision", self.precision, choices=get_args(Precision)),
             *choice_problem("schedule", self.schedule, choices=get_args(ScheduleName)),
             *integer_problem("warmup_steps", self.warmup_steps, low=0, high=MAX_STEPS),
             *number_problem("final_share", self.final_share, low=0, high=1, rule="a number in (0, 1]"),

@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from client.contract import MAX_HEADS, Description, FailureCode, Plan, TrainRequest, Update, Weights
+from client.device import Device, choose_device
 from client.errors import SiteError
-from client.train import Round, local_losses, train_round, training_only
+from client.train import Round, device_of, local_losses, train_round, training_only
 from privacy.accounting import Release
 from privacy.budget import Spending
 from privacy.claim import Claim, ClaimKind
@@ -60,10 +61,15 @@ class Models:
     """Models that were built and checked, one for each specification, gradient engine and choice of what is trained.
 
     A round overwrites every parameter of its model before it trains, so one model serves one round after another,
-    of one site or of all virtual sites of a process: never two at a time.
+    of one site or of all virtual sites of a process: never two at a time. A model is moved to its device once, and
+    stays there.
+
+    Args:
+        device: Where models compute; settled at the first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = "auto") -> None:
+        self._device = device
         self._made: dict[str, nn.Module] = {}
 
     def get(self, request: TrainRequest, plan: Plan) -> nn.Module:
@@ -72,6 +78,7 @@ class Models:
         Raises:
             ModelSpecError: the specification cannot be built.
             IncompatibleModelError: it cannot be trained as the plan says.
+            SiteError: the device is not there.
         """
         trainable = request.learning.trainable
         key = f"{request.model.hash()}/{getattr(plan, 'grad_engine', 'none')}/{trainable}"
@@ -81,7 +88,7 @@ class Models:
                 dummy = dummy_batch(request.model)
                 with training_only(model, trainable):
                     check_model(model, dummy, request.model.latent_size, engine=plan.grad_engine)
-            self._made[key] = model
+            self._made[key] = model.to(choose_device(self._device))
         return self._made[key]
 
 
@@ -155,6 +162,11 @@ class Site:
         spending.check(request.heads)
         plan = self._decided(request, spending)
         model = self._models.get(request, plan)
+        if request.learning.precision != "float32" and device_of(model).type != "cuda":
+            raise SiteError(
+                FailureCode.BAD_REQUEST,
+                f"precision {request.learning.precision}: is for a GPU, and this site computes on the CPU",
+            )
         shared = cast(Vae, model).shared_names(request.sharing)
         expected = tuple(entry for entry in signature_of(request.model) if entry[0] in shared)
         if signature(weights) != expected:

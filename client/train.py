@@ -110,6 +110,7 @@ def train_round(
                 latent_size=latent_size,
                 max_physical_records=physical_records,
                 stop_at=stop_at,
+                precision=learning.precision,
             )
             release, nonfinite = done.release, done.num_nonfinite
         else:
@@ -134,6 +135,11 @@ def train_round(
     )
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the parameters of a model lie."""
+    return next(model.parameters()).device
+
+
 def local_losses(
     model: nn.Module, cohort: Cohort, *, kl_weight: float, max_patients: int = 64
 ) -> dict[str, float]:
@@ -144,7 +150,9 @@ def local_losses(
     count = min(cohort.num_patients, max_patients)
     batch = cohort.batch(np.arange(count))
     vae = cast(Vae, model)
-    zeros: Tensor = torch.zeros(batch.num_records, vae.spec.latent_size)
+    device = device_of(model)
+    zeros: Tensor = torch.zeros(batch.num_records, vae.spec.latent_size, device=device)
+    batch = batch.to(device)
     with torch.no_grad():
         loss = vae.per_sample_loss(batch.values, batch.covariates, latent_noise=zeros, kl_weight=kl_weight)
     return {

@@ -48,7 +48,7 @@ _ADDED_TO_BOTH = (
 _ADDED: Mapping[str, tuple[str, ...]] = {
     "federation": ("weight_average",),
     "training": _ADDED_TO_BOTH,
-    "privacy": (*_ADDED_TO_BOTH, "moment_floor"),
+    "privacy": (*_ADDED_TO_BOTH, "moment_floor", "precision"),
 }
 """Fields that came later, by section. At their default they are not hashed: the hash seeds a run, and one of before has
 to give the same bits."""
@@ -128,8 +128,8 @@ class Experiment(BaseModel):
     def hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of everything that decides the trained weights.
 
-        Left out: the engine (weights are equal on all), the name, the list of arms, audit and report, and options that
-        are not used: a budget that is not there, and fields of `_ADDED` at their default.
+        Left out: the engine (weights are equal on all, up to rounding on GPUs), the name, the list of arms, audit and
+        report, and options that are not used: a budget that is not there, and fields of `_ADDED` at their default.
         """
         unused = {"budget"} if self.budget is None else set()
         fields = self.model_dump(mode="json", exclude={*_NOT_HASHED, *unused})

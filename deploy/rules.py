@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from deploy.documents import Document, Key
 from deploy.errors import Problem
 from deploy.problems import at, nearest
-from deploy.sections import Faults, Federation, Model, Privacy, Training
+from deploy.sections import Engine, Faults, Federation, Model, Privacy, Training
 from deploy.sources import Data, OwnData
 from vae.errors import VaeError
 from vae.spec import NOTHING_TRAVELS
@@ -138,6 +138,10 @@ def _privacy(sections: Sections, document: Document) -> Iterator[Problem]:
         yield at(document, ("privacy", "max_records_per_patient"), "must be 1 with `unit: record`")
     if privacy.optimiser != "sgd" and privacy.momentum:
         yield at(document, ("privacy", "momentum"), "goes with `optimiser: sgd` alone")
+    engine: Engine | None = sections.get("engine")
+    if privacy.precision == "bf16" and engine is not None and engine.device != "cuda":
+        rule = f"goes with `engine.device: cuda`, not with `{engine.device}`: on a CPU it would only be less exact"
+        yield at(document, ("privacy", "precision"), rule)
     if privacy.optimiser != "adam-corrected" and _is_set(privacy, "moment_floor"):
         yield at(
             document, ("privacy", "moment_floor"), "goes with `optimiser: adam-corrected` alone; remove it"

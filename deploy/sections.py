@@ -34,17 +34,19 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(_from_file)]
 
 
 class Engine(BaseModel):
-    """What runs the sites; the result does not depend on it.
+    """What runs the sites; the result does not depend on it, but for rounding on a GPU.
 
     Attributes:
         kind: `local`, in this process or in worker processes; `ray`, Flower's simulation engine for many
             machines.
-        workers: Processes; `auto` takes one a core, at most one a site.
+        workers: Processes; `auto` takes one a core, or one a GPU where sites compute on those, at most one a site.
+        device: Where sites compute: `auto` takes GPUs if torch sees any. Several are shared out among the processes.
     """
 
     model_config = STRICT
     kind: Literal["local", "ray"] = "local"
     workers: Count | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class Model(BaseModel):
@@ -182,6 +184,7 @@ class Privacy(BaseModel):
         flip: As in `training`, for this arm.
         max_gain: As in `training`, for this arm.
         moment_floor: Least second moment of `adam-corrected`, in variances of the noise.
+        precision: Of activations: `bf16` goes with `engine.device: cuda`. Norms, clip and noise are as ever.
     """
 
     model_config = STRICT
@@ -208,6 +211,7 @@ class Privacy(BaseModel):
     flip: bool = False
     max_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     moment_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    precision: Literal["float32", "bf16"] = "float32"
 
     def divisor_of(self, site: str) -> float:
         """Return the divisor of a site.

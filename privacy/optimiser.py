@@ -19,6 +19,7 @@ from privacy.fields import choice_problem, integer_problem, number_problem
 
 OptimiserName = Literal["sgd", "adam", "adam-corrected"]
 ScheduleName = Literal["constant", "cosine", "linear"]
+Precision = Literal["float32", "bf16"]
 
 MAX_STEPS = 10**9
 MAX_VERSIONS = 64

@@ -35,7 +35,7 @@ from privacy.descent import Descent
 from privacy.deviates import DeviceStream, noised_on_device
 from privacy.errors import PlanError
 from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
-from privacy.optimiser import Augmentation, NoisedOptimiser
+from privacy.optimiser import Augmentation, NoisedOptimiser, Precision
 from privacy.plan import PrivacyPlan
 from privacy.sampling import PoissonSampler
 from privacy.unsafe import NoPrivacy, warn_unsafe
@@ -110,6 +110,7 @@ def train_private(
     engine: GradientEngine | None = None,
     stop_at: float | None = None,
     max_physical_records: int = 256,
+    precision: Precision = "float32",
 ) -> Training:
     """Train `module` in place with patient-level DP-SGD.
 
@@ -131,6 +132,7 @@ def train_private(
         engine: Replaces the engine that the plan names: for tests, which break it on purpose.
         stop_at: Deadline on the clock of `time.monotonic` [s], checked before each step.
         max_physical_records: Records computed at once, >= 1; bounds memory, not the batch.
+        precision: Of activations; `bf16` computes them under autocast. Norms, clip, sum and noise are as ever.
 
     Returns:
         The release (`plan.release()`, emitted by the sampler that ran) and local facts.
@@ -168,13 +170,14 @@ def train_private(
             _check_deadline(stop_at)
             batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
             batch = with_versions(batch, augmentation, version_rng)
-            clipped = engine.clipped_sum(
-                module,
-                batch,
-                latent_noise=_latent_noise(latent_rng, batch, latent_size),
-                kl_weight=kl_weight,
-                max_grad_norm=plan.max_grad_norm,
-            )
+            with _activations_in(precision, module):
+                clipped = engine.clipped_sum(
+                    module,
+                    batch,
+                    latent_noise=_latent_noise(latent_rng, batch, latent_size),
+                    kl_weight=kl_weight,
+                    max_grad_norm=plan.max_grad_norm,
+                )
             released = noised_mean(clipped.sum, plan, source)
             if observe is not None:
                 observe(released)
@@ -288,6 +291,14 @@ def _noise_where(
     """Return the stream, made ahead where the module is on an accelerator."""
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     return DeviceStream(noise, device) if device.type == "cuda" else contextlib.nullcontext(noise)
+
+
+def _activations_in(precision: Precision, module: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """Return autocast for one step: what it keeps of the weights must not outlive them."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    device = next(module.parameters()).device
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _check_deadline(stop_at: float | None) -> None:

@@ -24,7 +24,9 @@ Result = TypeVar("Result")
 Work = Callable[[Grid], Result]
 
 
-def run_local(sites: VirtualSites, names: Sequence[str], work: Work[Result], *, workers: int) -> Result:
+def run_local(
+    sites: VirtualSites, names: Sequence[str], work: Work[Result], *, workers: int, gpus: int = 0
+) -> Result:
     """Return what `work` returns, on a local grid of the named sites.
 
     Args:
@@ -32,6 +34,7 @@ def run_local(sites: VirtualSites, names: Sequence[str], work: Work[Result], *, 
         names: Node names, in order.
         work: Plays the server.
         workers: Processes; 1 runs everything in this process.
+        gpus: GPUs to share out among the processes.
     """
     import torch
 
@@ -40,7 +43,7 @@ def run_local(sites: VirtualSites, names: Sequence[str], work: Work[Result], *, 
     if workers == 1:
         executor = InProcess(sites.app(), make_contexts(nodes))
     else:
-        executor = Workers(sites.app, nodes, num_workers=workers)
+        executor = Workers(sites.app, nodes, num_workers=workers, gpus=gpus)
     server, results = _server(work)
     context = Context(run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
     threads = torch.get_num_threads()

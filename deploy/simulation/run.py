@@ -16,9 +16,10 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from client.contract import Weights
+from client.device import num_gpus
 from client.site import local_weights
 from deploy.config import Experiment
-from deploy.errors import DeployError
+from deploy.errors import DeployError, EngineError
 from deploy.plans import federation_plan, isolated_plan, noise_multiplier
 from deploy.simulation import diary
 from deploy.simulation.engines import run_local, run_ray
@@ -93,9 +94,13 @@ class Trained:
 
 
 def num_workers(experiment: Experiment) -> int:
-    """Return how many processes the local engine uses: as configured, or one a core but no more than sites."""
+    """Return how many processes the local engine uses: as configured, or one a GPU, else one a core; at most a site
+    each.
+    """
     workers = experiment.engine.workers
-    return min(os.cpu_count() or 1, len(experiment.site_names)) if workers == "auto" else workers
+    if workers != "auto":
+        return workers
+    return min(num_gpus(experiment.engine.device) or os.cpu_count() or 1, len(experiment.site_names))
 
 
 def forget(out: Path) -> None:
@@ -137,10 +142,15 @@ def train(setting: Setting) -> Trained:
         DataError: the data are not ready.
         PrivacyError: the private arm cannot be had; nothing was prepared or trained.
         ServerError: enrolment failed, or checkpoints are another run's.
-        EngineError: the engine failed.
+        EngineError: the engine failed, or the device that it needs is not there.
     """
     expect_unsafe_arms()
     experiment = setting.experiment
+    gpus = num_gpus(experiment.engine.device)
+    if experiment.engine.device == "cuda" and not gpus:
+        raise EngineError(
+            "engine.device: cuda, and torch sees no GPU here; give auto or cpu, or install another torch"
+        )
     if document.FEDERATED_DP in experiment.arms:
         noise_multiplier(experiment)
     setting.progress.note(f"data: {experiment.data.kind}, {len(experiment.site_names)} sites")
@@ -165,8 +175,8 @@ def train(setting: Setting) -> Trained:
 
     try:
         if setting.engine == "ray":
-            return run_ray(virtual, work)
-        return run_local(virtual, names, work, workers=setting.workers)
+            return run_ray(virtual, work, gpus_per_site=min(1.0, gpus / len(names)))
+        return run_local(virtual, names, work, workers=setting.workers, gpus=gpus)
     finally:
         virtual.close()
 

@@ -44,6 +44,7 @@ from vae.data.intake import QUARANTINE_NAME
 from vae.errors import DataError
 
 if TYPE_CHECKING:
+    from client.device import Device
     from client.site import Models, Site
 
 POOLED = "_pooled"
@@ -371,7 +372,7 @@ class VirtualSites:
             randomness=randomness,
             spending=spent,
             keep_updates=False,
-            models=_models(),
+            models=_models(experiment.engine.device),
         )
         return site
 
@@ -387,11 +388,11 @@ def as_asked(request: TrainRequest) -> Plan:
 
 
 @functools.cache
-def _models() -> Models:
+def _models(device: Device) -> Models:
     """Return the models of this process: its virtual sites train one after another, so they share them."""
     from client.site import Models
 
-    return Models()
+    return Models(device)
 
 
 _OPEN: dict[tuple[VirtualSites, str], Site] = {}

@@ -23,6 +23,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
+from client.device import gpu_of_worker
 from deploy.errors import EngineError
 from deploy.simulation.grid import execute, identify, make_contexts
 
@@ -41,12 +42,20 @@ class Workers:
         sites: Site -> node id.
         num_workers: >= 1.
         threads: Threads that PyTorch may use in each worker.
+        gpus: GPUs of this machine to share out among the workers; 0 leaves all of them alone.
     """
 
     def __init__(
-        self, make_app: MakeApp, sites: Mapping[str, int], *, num_workers: int, threads: int = 1
+        self,
+        make_app: MakeApp,
+        sites: Mapping[str, int],
+        *,
+        num_workers: int,
+        threads: int = 1,
+        gpus: int = 0,
     ) -> None:
         self._arguments = (make_app, dict(sites), threads)
+        self._gpus = gpus
         self._num_workers = min(num_workers, max(1, len(sites)))
         self._workers: list[_Worker] = []  # started with the first message: a finished run needs none
         self._home = {node: i % self._num_workers for i, node in enumerate(sites.values())}
@@ -55,7 +64,10 @@ class Workers:
     def submit(self, message: Message) -> None:
         """Queue the message at its site's worker."""
         if not self._workers:
-            self._workers = [_Worker(*self._arguments) for _ in range(self._num_workers)]
+            self._workers = [
+                _Worker(*self._arguments, gpu_of_worker(number, self._gpus))
+                for number in range(self._num_workers)
+            ]
         home = self._home[message.metadata.dst_node_id]
         self._of[message.metadata.message_id] = home
         self._workers[home].queue.append(message)
@@ -90,8 +102,8 @@ class Workers:
 class _Worker:
     """One process, its pipe, and what it has been given."""
 
-    def __init__(self, make_app: MakeApp, sites: dict[str, int], threads: int) -> None:
-        self._arguments = (make_app, sites, threads)
+    def __init__(self, make_app: MakeApp, sites: dict[str, int], threads: int, gpu: int | None) -> None:
+        self._arguments = (make_app, sites, threads, gpu)
         self.queue: deque[Message] = deque()
         self.done: dict[str, Message] = {}
         self._under_way: Message | None = None
@@ -167,22 +179,26 @@ def interrupts_kept() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(make_app: MakeApp, sites: dict[str, int], threads: int) -> tuple[SpawnProcess, Connection]:
+def _start(
+    make_app: MakeApp, sites: dict[str, int], threads: int, gpu: int | None
+) -> tuple[SpawnProcess, Connection]:
     """Start one worker process (spawned: a forked one inherits locks of threads that it does not have)."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, make_app, sites, threads), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, make_app, sites, threads, gpu), daemon=True)
     with interrupts_kept():
         process.start()
     theirs.close()
     return process, ours
 
 
-def _serve(pipe: Connection, make_app: MakeApp, sites: dict[str, int], threads: int) -> None:
-    """Answer messages until the other end closes."""
+def _serve(pipe: Connection, make_app: MakeApp, sites: dict[str, int], threads: int, gpu: int | None) -> None:
+    """Answer messages until the other end closes, with one GPU as the current one if there are any."""
     import torch
 
     torch.set_num_threads(threads)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     identify(1)
     app, contexts = make_app(), make_contexts(sites)
     with contextlib.suppress(OSError):

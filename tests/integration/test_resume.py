@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.federation import initial_weights
 from tests.support.experiments import experiment, run
 from vae.weights import hash_weights
 
@@ -76,6 +77,37 @@ def test_killed_and_run_again(delay_s, undisturbed, tmp_path):
     child.kill()
     child.wait()
     assert _final(run(experiment(**SHAPE), out)) == undisturbed
+
+
+OPTIONS = {
+    **SHAPE,
+    "federation": {"rounds": 5, "weight_average": 0.7},
+    "privacy": {
+        "optimiser": "adam-corrected",
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "trainable": "decoder",
+    },
+}
+
+
+def test_options_of_learning_go_on_bit_for_bit(tmp_path):
+    """The rate of a step, the average and what is frozen are functions of the round alone."""
+    whole = run(experiment(**OPTIONS), tmp_path / "whole")
+    with pytest.raises(_StopError):
+        run(experiment(**OPTIONS), tmp_path / "parts", progress=_StopAfter(3))
+    parts = run(experiment(**OPTIONS), tmp_path / "parts")
+    assert _final(parts) == _final(whole)
+    state, other = (each.federated["federated-dp"].state for each in (whole, parts))
+    assert hash_weights(state.average) == hash_weights(other.average) != hash_weights(state.weights)
+    (arm,) = parts.arms
+    assert {hash_weights(each) for each in arm.weights.values()} == {hash_weights(state.average)}
+    plain = run(experiment(**{**OPTIONS, "privacy": {}}), tmp_path / "plain")
+    encoder = [name for name in state.weights if name.startswith("encoder.")]
+    moved = plain.federated["federated-dp"].state.weights
+    start = initial_weights(plain.spec, "all", 3)
+    assert all((state.weights[name] == start[name]).all() for name in encoder)
+    assert all((moved[name] != start[name]).any() for name in encoder)
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):

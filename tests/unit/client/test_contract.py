@@ -128,6 +128,14 @@ def _edited(content, record, **fields):
             },
             "adam-corrected corrects for noise",
         ),
+        ({"learning": {"precision": "fp8"}}, "precision must be one of float32, bf16"),
+        (
+            {
+                "plan": {"kind": "none", "steps": 1, "batch_patients": 1},
+                "learning": {"precision": "bf16"},
+            },
+            "precision: is of private steps",
+        ),
         ({"learning": {"augmentations": 65}}, "augmentations must be an integer from 0 to 64"),
         ({"learning": {"max_gain": 1.0}}, "max_gain must be a number"),
         ({"learning": {"flip": "yes"}}, "flip must be true or false"),

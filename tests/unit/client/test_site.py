@@ -8,7 +8,7 @@ import pytest
 from client.contract import FailureCode, LearningPlan, TrainRequest
 from client.errors import SiteError
 from client.failure import code_of
-from client.site import Site, local_weights
+from client.site import Models, Site, local_weights
 from privacy.budget import LedgerSpending
 from privacy.errors import RefusalCode, RefusedError
 from privacy.noise import SeededRandomness, SystemRandomness
@@ -325,3 +325,23 @@ def test_the_diary_holds_losses_and_stays_in_the_folder(tmp_path, weights):
     entry = json.loads(line)
     assert entry["round"] == 1
     assert np.isfinite([entry["loss"], entry["reconstruction"], entry["kl"], entry["wall_s"]]).all()
+
+
+def test_a_precision_for_gpus_is_refused_where_there_is_none_before_anything_is_spent(tmp_path, weights):
+    events = _Events()
+    learning = LearningPlan(learning_rate=0.01, precision="bf16")
+    request = dataclasses.replace(_request(weights), learning=learning)
+    site = _site(tmp_path, events=events, models=Models("cpu"))
+    with pytest.raises(SiteError, match="precision bf16: is for a GPU") as caught:
+        site.train(request, weights)
+    assert caught.value.code is FailureCode.BAD_REQUEST
+    assert events == []
+
+
+def test_what_is_trained_reaches_the_update(tmp_path, weights):
+    learning = LearningPlan(learning_rate=0.01, trainable="decoder")
+    request = dataclasses.replace(_request(weights), learning=learning)
+    update = _site(tmp_path).train(request, weights)
+    assert set(update.delta) == set(weights)
+    moved = {name for name, change in update.delta.items() if change.any()}
+    assert moved == {name for name in weights if name.startswith(("decoder.", "log_scale."))}

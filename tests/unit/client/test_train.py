@@ -106,6 +106,7 @@ def test_parameters_are_as_they_were_after_an_error_too():
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
+        ({"precision": "bf8"}, "precision must be one of float32, bf16"),
         ({"trainable": "heads"}, "trainable must be one of"),
         ({"trainable": None}, "trainable"),
         ({"schedule": "step", "final_share": 7}, "schedule must.*final_share must"),

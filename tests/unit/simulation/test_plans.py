@@ -142,3 +142,35 @@ def test_the_isolated_arms_have_a_run_of_their_own_and_no_pull():
     assert alone.run_id == plan.run_id.removesuffix("-federated") + "-isolated"
     assert set(alone.plans) == {"site-1", "x"}
     assert alone.rounds == plan.rounds
+
+
+LEARNING = {
+    "trainable": "decoder",
+    "schedule": "cosine",
+    "warmup_steps": 2,
+    "final_share": 0.3,
+    "augmentations": 2,
+    "max_shift": 1,
+    "flip": True,
+    "max_gain": 0.2,
+}
+
+
+@quiet
+@pytest.mark.parametrize("private", [True, False])
+def test_every_option_of_learning_reaches_its_own_arm(private):
+    noisy = {"optimiser": "adam-corrected", "moment_floor": 0.5, "precision": "bf16"} if private else {}
+    section = "privacy" if private else "training"
+    made = experiment(**{section: {**LEARNING, **noisy}})
+    learning = dataclasses.asdict(_plan(made, private=private).learning)
+    assert {name: learning[name] for name in (*LEARNING, *noisy)} == {**LEARNING, **noisy}
+    plain = dataclasses.asdict(_plan(experiment(), private=private).learning)
+    other = dataclasses.asdict(_plan(made, private=not private).learning)
+    names = [name for name in LEARNING if plain[name] == other[name]]
+    assert names == list(LEARNING), "the other arm learns as by default"
+
+
+@quiet
+def test_the_average_reaches_the_strategy():
+    assert strategy_settings(experiment(federation={"weight_average": 0.7})).weight_average == 0.7
+    assert strategy_settings(experiment()).weight_average is None

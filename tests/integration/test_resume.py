@@ -110,6 +110,16 @@ def test_options_of_learning_go_on_bit_for_bit(tmp_path):
     assert all((moved[name] != start[name]).any() for name in encoder)
 
 
+def test_with_partial_sharing_the_average_is_of_what_is_shared(tmp_path):
+    shape = {"rounds": 2, "weight_average": 0.5, "sharing": "decoder"}
+    trained = run(experiment(arms=["federated"], federation=shape), tmp_path)
+    state, (arm,) = trained.federated["federated"].state, trained.arms
+    assert state.average
+    for name, value in state.average.items():
+        assert (arm.weights["site-1"][name] == value).all()
+        assert (arm.weights["site-2"][name] == value).all()
+
+
 def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):
     run(experiment(**SHAPE), tmp_path)
     again = run(experiment(**SHAPE), tmp_path)

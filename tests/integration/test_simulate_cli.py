@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import simulate
 from deploy.folders import CACHE_VARIABLE
+from server.checkpoint import latest
 from server.report.export import SCHEMA
 from tests.support.commands import interrupt, run_here, start, strict_json, wait_for, write_config
 from tests.support.shared import ROOT
@@ -105,6 +106,16 @@ def test_the_resolved_configuration_runs_the_same_experiment(done, tmp_path):
     assert run_here(out / "config.resolved.yaml", tmp_path / "out", "--set", "arms=[federated-dp]") == 0
     expected = strict_json((out / "report.json").read_text())["weights_sha256"]
     assert strict_json((tmp_path / "out" / "report.json").read_text())["weights_sha256"] == expected
+
+
+def test_an_average_over_rounds_is_the_model_that_is_handed_out(tmp_path):
+    config, out = write_config(tmp_path, arms=["federated-dp"]), tmp_path / "out"
+    assert run_here(config, out, "--set", "federation.weight_average=0.5") == 0
+    kept = latest(out / "checkpoints" / "federated-dp")
+    expected = hash_weights(kept.average)
+    assert expected != hash_weights(kept.weights)
+    assert hash_weights(load_file(out / "model.safetensors")) == expected
+    assert strict_json((out / "report.json").read_text())["weights_sha256"] == expected
 
 
 def test_json_is_all_that_is_printed(tmp_path, capsys):

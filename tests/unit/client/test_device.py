@@ -82,6 +82,18 @@ def test_what_is_trained_is_checked_for_each_choice():
     assert all(parameter.requires_grad for parameter in models.get(last, PLAN).parameters())
 
 
+def test_the_guard_sees_the_model_with_what_is_frozen(monkeypatch):
+    seen = []
+
+    def look(model, *rest, **options):
+        seen.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+    monkeypatch.setattr("client.site.check_model", look)
+    last = dataclasses.replace(REQUEST, learning=LearningPlan(trainable="last"))
+    model = Models("cpu").get(last, PLAN)
+    assert seen == [model.trainable_names("last")]
+
+
 def _round(device, **learning):
     model = build(SPEC, seed=0)
     base = to_numpy(model, model.shared_names("all"))

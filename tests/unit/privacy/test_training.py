@@ -18,6 +18,7 @@ from torch import nn
 from privacy import bookkeeping
 from privacy.errors import PlanError
 from privacy.noise import SeededRandomness, SystemRandomness, grid_spacing, round_to_grid
+from privacy.optimiser import Schedule
 from privacy.plan import GradEngine, PrivacyPlan
 from privacy.training import NoisedOptimiser, Training, train_private, train_unsafe
 from privacy.unsafe import NoPrivacy, UnsafeWarning
@@ -361,13 +362,26 @@ def by_hand_adam(gradients: torch.Tensor, rate: float) -> torch.Tensor:
     return moved
 
 
+def by_hand_corrected(gradients: torch.Tensor, rate: float) -> torch.Tensor:
+    """DP-AdamBC for noise of sigma C / divisor = 0.8 x 1.5 / 3, and a floor of a tenth of its variance."""
+    first = second = moved = torch.zeros_like(gradients[0])
+    variance = (0.8 * 1.5 / 3.0) ** 2
+    for step, gradient in enumerate(gradients, start=1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        signal = (second / (1 - 0.999**step) - variance).clamp(min=0.1 * variance)
+        moved = moved - rate * (first / (1 - 0.9**step)) / signal.sqrt()
+    return moved
+
+
 @pytest.mark.parametrize(
     ("optimiser", "by_hand"),
     [
         (NoisedOptimiser(kind="sgd", learning_rate=0.1, momentum=0.9), by_hand_sgd),
         (NoisedOptimiser(kind="adam", learning_rate=0.1), by_hand_adam),
+        (NoisedOptimiser(kind="adam-corrected", learning_rate=0.1), by_hand_corrected),
     ],
-    ids=["sgd", "adam"],
+    ids=["sgd", "adam", "adam-corrected"],
 )
 def test_optimisers_see_the_noised_gradients_alone(
     optimiser: NoisedOptimiser, by_hand: Callable[[torch.Tensor, float], torch.Tensor]
@@ -442,6 +456,22 @@ def test_plain_training_equals_a_plain_loop(name: str, mu: float):
     done = run_unsafe(module, cohort, no_privacy(), optimiser=gentle, proximal_mu=mu, max_physical_records=4)
     torch.testing.assert_close(weights_of(module), weights, rtol=1e-9, atol=1e-11)
     assert (done.release, done.steps_done, done.num_nonfinite) == (None, 6, 0)
+
+
+def test_a_plain_step_that_is_left_out_takes_its_learning_rate_with_it():
+    """Two patients, one at a time; the gradient of one is not finite. The other's steps are those of their places."""
+    cohort = make_cohort((1,), (1, 1), covariates=0)
+    cohort.values[:, 0] = (1.0, math.inf)
+    schedule = Schedule(kind="linear", final_share=0.25, total_steps=4)  # shares 1, 0.75, 0.5, 0.25
+    optimiser = NoisedOptimiser(learning_rate=1.0, schedule=schedule)
+    module = RawGradient(1).double()
+    nn.init.zeros_(module.layer.weight)
+    done = run_unsafe(module, cohort, no_privacy(steps=4, batch_patients=1), optimiser=optimiser)
+    assert done.num_nonfinite == 2
+    order = SeededRandomness(5, "site-1", 1).stream("sampling").generator()
+    places = [int(patient) for _ in range(2) for patient in order.permutation(2)]
+    expected = -sum(schedule.share(step) for step, patient in enumerate(places) if patient == 0)
+    assert float(weights_of(module)) == pytest.approx(expected)
 
 
 def test_plain_training_visits_every_patient_once_an_epoch():

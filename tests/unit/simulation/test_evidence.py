@@ -7,6 +7,7 @@ import pytest
 
 from deploy.simulation import evidence
 from deploy.simulation.evidence import FILES, RELEASED_NAME, few_steps, measure
+from deploy.simulation.sites import open_site
 from privacy.accounting import PldAccountant, Release
 from server.report.evidence import attack_rows
 from tests.support.experiments import experiment, run
@@ -87,3 +88,22 @@ def test_nobody_held_out_is_said_not_guessed():
         name="x", patients=["a", "b", "c"], values=np.zeros((3, 2), np.float32), labels=labels
     )
     assert evidence._normal(ill) is None
+
+
+def test_the_job_that_is_attacked_learns_as_the_arm_does():
+    learning = {
+        "schedule": "cosine",
+        "optimiser": "adam-corrected",
+        "trainable": "decoder",
+        "learning_rate": 0.02,
+    }
+    made = experiment(audit={"canaries": 500, "max_steps": 3}, privacy=learning)
+    spec = made.model_spec((5,))
+    data = open_site(made, "site-1", None)
+    job = evidence._Job(made, spec, {"site-1": data})
+    optimiser = job._training()["optimiser"]
+    assert (optimiser.kind, optimiser.learning_rate) == ("adam-corrected", 0.02)
+    assert [optimiser.schedule.share(step) for step in (0, 1, 2)] == pytest.approx([1.0, 0.55, 0.1])
+    model = job._model()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == model.trainable_names("decoder")

@@ -106,6 +106,9 @@ class TrainRequest:
         num_sites: How many sites take part in the run, as the server says.
         heads: Ledger heads that the server and other sites have kept: of this site, which must contain them,
             and of others, which it keeps.
+
+    Raises:
+        ContractError: fields contradict each other.
     """
 
     run_id: str
@@ -135,6 +138,7 @@ class TrainRequest:
             raise ContractError(
                 "optimiser: adam-corrected corrects for noise, and the plan has none; use adam"
             )
+        self.learning.to_optimiser()  # a schedule without its steps is refused here, before anything is spent
 
     @property
     def key(self) -> str:

@@ -115,6 +115,8 @@ def _edited(content, record, **fields):
         ({"extra": 1}, "fields"),
         ({"initial_seed": None}, "initial_seed"),
         ({"learning": {"schedule": "step"}}, "schedule must be one of constant"),
+        ({"learning": {"schedule": "cosine"}}, "total_steps must be filled in for a schedule"),
+        ({"learning": {"warmup_steps": 1}}, "total_steps must be filled in for a schedule"),
         ({"learning": {"warmup_steps": 2.0}}, "warmup_steps must be an integer"),
         ({"learning": {"final_share": 0}}, "final_share must be a number"),
         ({"learning": {"first_step": -1}}, "first_step must be an integer"),

@@ -5,7 +5,7 @@ one patient moves the sum by at most C, so that nothing changes in what a releas
 alone, with public constants and a stream of randomness of their own; no label is looked at.
 
 References:
-    De et al. 2022, arXiv:2204.13650, section 3.2 (augmentation multiplicity).
+    De et al. 2022, arXiv:2204.13650 (augmentation multiplicity).
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def averaged(average: Weights, weights: Weights, *, decay: float, applied: int) 
         ValueError: names or shapes differ, or there is no average of earlier rounds.
 
     References:
-        Kingma & Ba 2015, arXiv:1412.6980, section 3 (correction); De et al. 2022, arXiv:2204.13650, section 3.4
-        (averages of weights under differential privacy).
+        Kingma & Ba 2015, arXiv:1412.6980, section 3 (correction); De et al. 2022, arXiv:2204.13650 (averages of
+        weights under differential privacy).
     """
     if applied == 1:
         return {name: np.array(weights[name], np.float32) for name in sorted(weights)}

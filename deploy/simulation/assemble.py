@@ -83,6 +83,17 @@ def data_note(experiment: Experiment, refused: Mapping[str, Mapping[str, int]] |
     )
 
 
+def _public_note(experiment: Experiment) -> str:
+    """Return what every arm started from, if from public data."""
+    public = experiment.public
+    if public is None:
+        return ""
+    return (
+        f"Every arm starts from weights trained on public data ({public.data.kind}, {public.steps} steps), which costs "
+        "no privacy. "
+    )
+
+
 def anomaly_settings(experiment: Experiment) -> AnomalySettings:
     """Return how anomalies are scored: lesions of a phantom without PET are bright in one contrast, dark in another."""
     data = experiment.data
@@ -135,7 +146,8 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         faults=json.loads(experiment.faults.model_dump_json(exclude_defaults=True)),
         timings=_timings(trained, entries, arm, wall_s),
         synthetic=experiment.data.kind in ("phantom", "toy"),
-        data_note=data_note(experiment, refused_records(experiment, setting.cache)),
+        data_note=_public_note(experiment)
+        + data_note(experiment, refused_records(experiment, setting.cache)),
         weights_sha256=hash_weights(ended.state.final) if ended and ended.round else None,
         curves=tuple(
             SiteCurve(site=entry.site, round=entry.round, reconstruction=entry.reconstruction, kl=entry.kl)
@@ -156,7 +168,8 @@ def _attacks(setting: Setting, trained: Trained) -> AttackFacts | None:
         return None
     setting.progress.note("attacks: canaries, membership, copies")
     arms = {arm.name: arm for arm in trained.arms}
-    return measure(setting.experiment, trained.spec, trained.sites, arms, setting.out / "arms")
+    folder = setting.out / "arms"
+    return measure(setting.experiment, trained.spec, trained.sites, arms, folder, initial=trained.initial)
 
 
 def primary_metric(results: Sequence[ResultRow]) -> tuple[str, str] | None:
@@ -187,6 +200,10 @@ def not_covered(experiment: Experiment) -> tuple[str, ...]:
         "Choosing settings after looking at such a report spends privacy that is not counted here.",
         "Who took part, when, and the public constants of the plan are known to the server.",
     ]
+    if experiment.public is not None:
+        sentences.append(
+            "The start was trained on data that count as public: whoever is among them has no privacy here."
+        )
     if experiment.federation.sharing != "all":
         sentences.append(
             "Parameters that are not shared stay at their site; they are trained with the same noise."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1b2530", "#5b6875", "#d5dbe1"
-BLUE, ORANGE, GREEN, VERMILION = "#0a5c8f", "#c65f00", "#00785a", "#b3261e"
+BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0a5c8f", "#c65f00", "#00785a", "#b3261e", "#6b4fa0"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",

@@ -21,6 +21,8 @@ from vae.models.initialisation import centre_output
 from vae.spec import ModelSpec
 from vae.weights import hash_weights, load_into
 
+pytestmark = pytest.mark.filterwarnings("ignore::privacy.unsafe.UnsafeWarning")  # arms that compare
+
 OTHERS = {"kind": "toy", "sites": 2, "patients_per_site": 20, "features": 5, "seed": 9}
 MADE = experiment(public={"data": OTHERS, "steps": 60, "learning_rate": 0.02}, privacy=None, arms=["mean"])
 SPEC = MADE.model_spec((5,))

@@ -13,7 +13,7 @@ from deploy.config import Experiment
 from deploy.plans import ALL_RECORDS
 from deploy.simulation import diary
 from deploy.simulation.evidence import measure
-from deploy.simulation.judge import judge, latent_use, pictures
+from deploy.simulation.judge import Judgement, judge, latent_use, pictures
 from deploy.simulation.ledgers import ledger_path
 from deploy.simulation.run import Setting, Trained
 from deploy.simulation.sites import POOLED, refused_records, spent_by_round
@@ -110,15 +110,7 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         wall_s: How long it took in all [s].
     """
     experiment = setting.experiment
-    judged = judge(
-        trained.arms,
-        trained.spec,
-        trained.sites,
-        seed=experiment.seed,
-        num_bootstrap=experiment.report.bootstrap,
-        with_mean="mean" in experiment.arms,
-        settings=anomaly_settings(experiment),
-    )
+    judged = judge_arms(setting, trained)
     entries = diary.read(setting.out / "sites", (*experiment.site_names, POOLED))
     arm = subject(trained)
     plan, ended = (trained.plans[arm], trained.federated[arm]) if arm else (None, None)
@@ -160,6 +152,45 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         environment=_environment(setting),
         config=experiment.resolved_yaml(),
     )
+
+
+def judge_arms(setting: Setting, trained: Trained) -> Judgement:
+    """Return the metrics of every arm of a simulation.
+
+    Args:
+        setting: What was run.
+        trained: What came out.
+    """
+    experiment = setting.experiment
+    return judge(
+        trained.arms,
+        trained.spec,
+        trained.sites,
+        seed=experiment.seed,
+        num_bootstrap=experiment.report.bootstrap,
+        with_mean="mean" in experiment.arms,
+        settings=anomaly_settings(experiment),
+    )
+
+
+def most_spent(setting: Setting, trained: Trained) -> float | None:
+    """Return the largest epsilon that a site has spent, by the PLD accountant; None without a private arm.
+
+    Args:
+        setting: What was run.
+        trained: What came out.
+    """
+    plan = trained.plans.get(FEDERATED_DP)
+    if plan is None:
+        return None
+    folder = setting.out / "sites"
+    spent: set[tuple[tuple[Release, ...], float]] = set()  # sites mostly spend the same: once is enough
+    for site, asked in plan.plans.items():
+        if isinstance(asked, PrivacyPlan):
+            ledger = ledger_path(setting.experiment, folder, site)
+            releases = tuple(each for _, each in spent_by_round(folder, site, plan.run_id, ledger))
+            spent.add((releases, asked.delta))
+    return max((epsilons(releases, delta).pld for releases, delta in spent if releases), default=None)
 
 
 def _attacks(setting: Setting, trained: Trained) -> AttackFacts | None:

@@ -12,9 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from server.report.document import Report
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,8 +50,16 @@ _FONTS = "'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', 'DejaV
 WIDTH = 10.8
 
 
+class Stamped(Protocol):
+    """What a picture is of: a report, or another document that knows whether its data were made up."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Return whether all data were made up."""
+
+
 @contextmanager
-def canvas(report: Report, width: float, height: float, *, stamp: str = "") -> Iterator[Figure]:
+def canvas(report: Stamped, width: float, height: float, *, stamp: str = "") -> Iterator[Figure]:
     """Yield a figure [inches] in the house style, outside pyplot's global state, with its stamps."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -143,8 +143,9 @@ def _percent(share: Estimate | None) -> str:
     if share is None:
         return ""
     if not math.isfinite(share.low):
-        return f"{100 * share.mean:.0f} % (one seed)"
-    return f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
+        return f"{number(100 * share.mean, places=0)} % (one seed)"
+    low, high = (number(100 * edge, places=0) for edge in (share.low, share.high))
+    return f"{number(100 * share.mean, places=0)} % ({low} to {high})"
 
 
 def _aim_in_words(outcome: Outcome) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ one run.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Line(BaseModel):
         arm: Of the report: `predict-the-mean`, `federated-dp`, `alone:own patients`, ...
         set: Overrides.
         within: Group -> further overrides.
+        only: Groups in which it is run; empty for all.
         epsilons: At which it is run, one cell each (`privacy.epsilon`); empty for an arm without.
     """
 
@@ -49,6 +51,7 @@ class Line(BaseModel):
     arm: Label
     set: Overrides = ()
     within: dict[Label, Overrides] = {}
+    only: tuple[Label, ...] = ()
     epsilons: tuple[Positive, ...] = ()
 
 
@@ -181,7 +184,7 @@ def plan_study(study: Study) -> Plan:
     cells: list[Cell] = []
     experiments: dict[str, Experiment] = {}
     arms: dict[str, set[str]] = {}
-    for group, line, epsilon, seed in _all(study):
+    for (group, line, epsilon), seed in itertools.product(rows_of(study), study.seeds):
         made = _experiment(study, base, group=group, line=line, epsilon=epsilon, seed=seed)
         key = hashlib.sha256(made.hash().encode()).hexdigest()[:16]
         experiments[key] = made
@@ -193,13 +196,13 @@ def plan_study(study: Study) -> Plan:
     return Plan(study=study, cells=tuple(cells), runs=runs)
 
 
-def _all(study: Study) -> Iterator[tuple[str, Line, float | None, int]]:
-    """Yield every combination."""
+def rows_of(study: Study) -> Iterator[tuple[str, Line, float | None]]:
+    """Yield every row of the study's tables: group, line, epsilon."""
     for group in study.groups:
         for line in study.lines:
-            for epsilon in line.epsilons or (None,):
-                for seed in study.seeds:
-                    yield group, line, epsilon, seed
+            if not line.only or group in line.only:
+                for epsilon in line.epsilons or (None,):
+                    yield group, line, epsilon
 
 
 def _experiment(
@@ -245,6 +248,8 @@ def _rules(sections: Mapping[str, Any], document: Document) -> list[Problem]:
             found.append(at(document, ("lines", index, "name"), "is the name of an earlier line"))
         for group in line.within:
             require(("lines", index, "within", group), group, list(groups), "group")
+        for place, group in enumerate(line.only):
+            require(("lines", index, "only", place), group, list(groups), "group")
     if against := sections.get("against"):
         require(("against",), against, known, "line")
     gap: Gap | None = sections.get("gap")
@@ -256,4 +261,11 @@ def _rules(sections: Mapping[str, Any], document: Document) -> list[Problem]:
         for index, aim in enumerate(gap.aims):
             require(("gap", "aims", index, "group"), aim.group, list(groups), "group")
             require(("gap", "aims", index, "line"), aim.line, known, "line")
+    compared = {against, gap.start, gap.end} if gap else {against}
+    rule = "must be empty: others are compared with this line"
+    found += [
+        at(document, ("lines", index, "only"), rule)
+        for index, line in enumerate(lines)
+        if line.only and line.name in compared
+    ]
     return found

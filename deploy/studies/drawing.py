@@ -52,10 +52,10 @@ def _panel(axes: Axes, summary: Summary, group: str) -> None:
     for place, name in enumerate(private):
         _curve(axes, [row for row in rows if row.line == name], name, place, len(private))
     for place, name in enumerate(name for name in names if name not in private):
-        (row,) = (row for row in rows if row.line == name)
-        if row.values[0] is not None:
+        found = next((row.values[0] for row in rows if row.line == name), None)
+        if found is not None:
             axes.axhline(
-                row.values[0].mean,
+                found.mean,
                 color=MUTED if place else INK,
                 linestyle=_DASHES[place % len(_DASHES)],
                 linewidth=1.1,

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from deploy.studies.definition import Aim, Gap, Metric, Plan, Study
+from deploy.studies.definition import Aim, Gap, Metric, Plan, Study, rows_of
 from deploy.studies.running import Scores
 
 CONFIDENCE = 0.95
@@ -115,12 +115,7 @@ def summarise(plan: Plan, scores: Mapping[str, Scores]) -> Summary:
     """
     study = plan.study
     table = _Table(plan, scores)
-    rows = [
-        table.row(group, line.name, epsilon)
-        for group in study.groups
-        for line in study.lines
-        for epsilon in line.epsilons or (None,)
-    ]
+    rows = [table.row(group, line.name, epsilon) for group, line, epsilon in rows_of(study)]
     return Summary(
         study=study,
         rows=tuple(rows),

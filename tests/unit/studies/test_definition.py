@@ -52,6 +52,8 @@ BROKEN = [
     ("{group: ten, line: loud", "{group: eleven, line: loud", "gap.aims[0].group", "no such group"),
     ("{group: ten, line: loud", "{group: ten, line: quiet", "gap.aims[0].line", "no such line"),
     ("name: given", "name: mean", "lines[3].name", "earlier line"),
+    ("{name: given,", "{name: given, only: [eleven],", "lines[3].only[0]", "no such group"),
+    ("arm: predict-the-mean}", "arm: predict-the-mean, only: [ten]}", "lines[0].only", "compared with"),
     ("seeds: [11, 12]", "seeds: [11]", "seeds", "at least 2"),
 ]
 
@@ -77,6 +79,13 @@ def test_a_study_can_be_made_smaller_on_the_command_line(tmp_path):
     plan = load_study(write_toy_study(tmp_path), ["seeds=[3, 4, 5]", "groups={ten: []}", "lines.3.within={}"])
     assert plan.study.seeds == (3, 4, 5)
     assert len(plan.cells) == 15
+
+
+def test_a_line_may_be_run_in_some_groups_alone(tmp_path):
+    text = STUDY.replace("within: {twenty: [", "only: [twenty], within: {twenty: [")
+    assert {
+        cell.group for cell in load_study(write_toy_study(tmp_path, text)).cells if cell.line == "given"
+    } == {"twenty"}
 
 
 def test_the_experiment_is_found_beside_the_study(tmp_path):

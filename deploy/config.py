@@ -28,6 +28,7 @@ from deploy.sections import (
     Engine,
     Faults,
     Federation,
+    Linear,
     Model,
     Name,
     Privacy,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Experiment", "apply_overrides", "json_schema", "load_experiment", "validate"]
 
-_NOT_HASHED = ("name", "engine", "arms", "report", "audit")
+_NOT_HASHED = ("name", "engine", "arms", "report", "audit", "linear")
 _ADDED_TO_BOTH = (
     "trainable", "schedule", "warmup_steps", "final_share", "augmentations", "max_shift", "flip", "max_gain",
 )  # fmt: skip
@@ -79,6 +80,7 @@ class Experiment(BaseModel):
         privacy: Privacy of the arm `federated-dp`, or None.
         arms: What is trained and compared.
         budget: What the virtual hospitals allow, or None.
+        linear: How the linear baselines are made.
         audit: Whether and how epsilon is bounded from below, or None.
         faults: What goes wrong on purpose.
         report: What the report shows.
@@ -96,6 +98,7 @@ class Experiment(BaseModel):
     privacy: Privacy | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(default_factory=_all_arms)
     budget: Budget | None = None
+    linear: Linear = Linear()
     audit: Audit | None = None
     faults: Faults = Faults()
     report: Report = Report()
@@ -134,8 +137,9 @@ class Experiment(BaseModel):
     def hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of everything that decides the trained weights.
 
-        Left out: the engine (weights are equal on all, up to rounding on GPUs), the name, the list of arms, audit and
-        report, and options that are not used: a section that is not there, and fields of `_ADDED` at their default.
+        Left out: the engine (weights are equal on all, up to rounding on GPUs), the name, the list of arms, the linear
+        baselines, audit and report, and options that are not used: a section that is not there, and fields of `_ADDED`
+        at their default.
         """
         unused = {name for name in ("budget", "public") if getattr(self, name) is None}
         fields = self.model_dump(mode="json", exclude={*_NOT_HASHED, *unused})

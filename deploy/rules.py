@@ -17,7 +17,7 @@ from deploy.documents import Document, Key
 from deploy.errors import Problem
 from deploy.problems import at, nearest
 from deploy.public import Ds030Data, Public, shared_origin
-from deploy.sections import Engine, Faults, Federation, Model, Privacy, Training
+from deploy.sections import Engine, Faults, Federation, Linear, Model, Privacy, Training
 from deploy.sources import Data, OwnData
 from vae.errors import VaeError
 from vae.spec import NOTHING_TRAVELS
@@ -182,9 +182,25 @@ def _arms(sections: Sections, document: Document) -> Iterator[Problem]:
             yield at(document, ("arms",), f"{arm} is given {times} times", show_value=False)
     if arms and "federated-dp" in arms and "privacy" in sections and sections["privacy"] is None:
         yield at(document, ("arms",), "federated-dp needs a `privacy` section", show_value=False)
+    if arms and "linear-dp" in arms and "privacy" in sections:
+        yield from _linear_dp(sections, document)
     training = sections.get("training")
     if training is not None and training.optimiser == "adam" and training.momentum:
         yield at(document, ("training", "momentum"), "goes with `optimiser: sgd` alone")
+
+
+def _linear_dp(sections: Sections, document: Document) -> Iterator[Problem]:
+    """The private linear baseline costs what the private arm does, and clips by public constants."""
+    privacy: Privacy | None = sections["privacy"]
+    if privacy is None or privacy.epsilon is None or privacy.unit != "patient":
+        rule = "linear-dp needs `privacy.epsilon` with `unit: patient`: it is calibrated to the same budget"
+        yield at(document, ("arms",), rule, show_value=False)
+    linear: Linear | None = sections.get("linear")
+    if linear is not None and sections.get("public", ...) is None:
+        for field in ("mean_norm", "spread_norm"):
+            if getattr(linear, field) is None:
+                rule = "is required by linear-dp without a `public` section: a public constant, never a statistic"
+                yield at(document, ("linear", field), rule, show_value=False)
 
 
 def _trainable(sections: Sections, document: Document) -> Iterator[Problem]:

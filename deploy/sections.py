@@ -20,7 +20,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 TrainableNames = Literal["all", "decoder", "encoder", "biases", "last"]
 ScheduleName = Literal["constant", "cosine", "linear"]
-Arm = Literal["mean", "warm-start", "local", "federated", "federated-dp", "centralised"]
+Arm = Literal[
+    "mean", "linear", "linear-dp", "warm-start", "local", "federated", "federated-dp", "centralised"
+]
 
 
 def _from_file(path: str, info: ValidationInfo) -> str:
@@ -307,6 +309,29 @@ class Faults(BaseModel):
     def sites(self) -> dict[str, SiteFaults]:
         """Return the faults by site."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class Linear(BaseModel):
+    """The linear baselines, arms `linear` and `linear-dp`: probabilistic PCA. Every value is public.
+
+    The number of a site's patients is taken as `privacy.divisor / privacy.sampling_probability`.
+
+    Attributes:
+        components: Directions that the model keeps, at most.
+        coordinates: Directions among which `linear-dp` looks for them: of the public cohort, else smooth cosines. The
+            noise on each grows with their number.
+        mean_share: Of the budget, for the mean; the rest is for the spread.
+        mean_norm: To which a record's deviation from the centre is clipped for the mean [norm of a record's values];
+            null to take it from the public cohort.
+        spread_norm: Likewise, for the spread.
+    """
+
+    model_config = STRICT
+    components: Count = 16
+    coordinates: Annotated[int, Field(ge=1, le=4096)] = 64
+    mean_share: Share = 0.5
+    mean_norm: Positive | None = None
+    spread_norm: Positive | None = None
 
 
 class Report(BaseModel):

@@ -70,7 +70,13 @@ class LinearPlan:
     randomness: RandomnessKind = "os"
 
     def __post_init__(self) -> None:
-        numbers = ("mean_noise_multiplier", "spread_noise_multiplier", "mean_norm", "spread_norm", "num_patients")
+        numbers = (
+            "mean_noise_multiplier",
+            "spread_noise_multiplier",
+            "mean_norm",
+            "spread_norm",
+            "num_patients",
+        )
         rule = "a finite number > 0"
         problems = [
             *(
@@ -173,7 +179,9 @@ def release_mean(
     """
     _check(plan, centre, basis, randomness)
     total: FloatArray = np.zeros(len(centre if basis is None else basis))
-    for rows, weights in _clipped(patients, plan, plan.mean_norm, centre, basis, randomness, "mean"):
+    for rows, weights in _clipped(
+        patients, plan, norm=plan.mean_norm, centre=centre, basis=basis, randomness=randomness, purpose="mean"
+    ):
         total += weights @ rows
     scale = plan.mean_noise_multiplier * plan.mean_norm
     noise = randomness.stream("linear-mean-noise").normal(total.size)
@@ -219,7 +227,15 @@ def release_spread(
         rule = f"a spread of {size} coordinates is too large; give a public basis of at most {MAX_COORDINATES} rows"
         raise PlanError("linear plan", [rule])
     total: FloatArray = np.zeros((size, size))
-    for rows, weights in _clipped(patients, plan, plan.spread_norm, centre, basis, randomness, "spread"):
+    for rows, weights in _clipped(
+        patients,
+        plan,
+        norm=plan.spread_norm,
+        centre=centre,
+        basis=basis,
+        randomness=randomness,
+        purpose="spread",
+    ):
         weighted = rows * np.sqrt(weights)[:, None]
         total += weighted.T @ weighted
     upper = np.triu_indices(size)
@@ -239,13 +255,14 @@ def release_spread(
 def _clipped(
     patients: Patients,
     plan: LinearPlan,
+    *,
     norm: float,
     centre: FloatArray,
     basis: FloatArray | None,
     randomness: Randomness,
     purpose: str,
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield (clipped rows [B, k0], weights [B]) of some patients at a time; the weights of one patient sum to 1 or 0."""
+    """Yield (clipped rows [B, k0], weights [B]) of some patients at a time; weights of one patient sum to 1 or 0."""
     chooser = randomness.stream(f"linear-{purpose}-records").generator()
     for start in range(0, patients.num_patients, _PATIENTS_AT_ONCE):
         chosen = np.arange(start, min(start + _PATIENTS_AT_ONCE, patients.num_patients), dtype=np.int64)

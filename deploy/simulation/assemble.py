@@ -15,6 +15,7 @@ from deploy.simulation import diary
 from deploy.simulation.evidence import measure
 from deploy.simulation.judge import Judgement, judge, latent_use, pictures
 from deploy.simulation.ledgers import ledger_path
+from deploy.simulation.linear import linear_baselines
 from deploy.simulation.run import Setting, Trained
 from deploy.simulation.sites import POOLED, refused_records, spent_by_round
 from privacy.accounting import CURVE_INTERVAL, Release, epsilons
@@ -23,6 +24,7 @@ from server.federation import FederationPlan
 from server.report.attacks import AttackFacts
 from server.report.document import (
     FEDERATED_DP,
+    LINEAR_DP,
     Attendance,
     LatentUse,
     ModelFacts,
@@ -169,6 +171,7 @@ def judge_arms(setting: Setting, trained: Trained) -> Judgement:
         seed=experiment.seed,
         num_bootstrap=experiment.report.bootstrap,
         with_mean="mean" in experiment.arms,
+        baselines=linear_baselines(experiment, trained.sites, setting.cache),
         settings=anomaly_settings(experiment),
     )
 
@@ -231,6 +234,10 @@ def not_covered(experiment: Experiment) -> tuple[str, ...]:
         "Choosing settings after looking at such a report spends privacy that is not counted here.",
         "Who took part, when, and the public constants of the plan are known to the server.",
     ]
+    if LINEAR_DP in experiment.arms:
+        sentences.append(
+            "PCA with noise is a baseline: it costs each patient as much again, and no ledger counts it."
+        )
     if experiment.public is not None:
         sentences.append(
             "The start was trained on data that count as public: whoever is among them has no privacy here."

@@ -90,6 +90,7 @@ def judge(
     seed: int,
     num_bootstrap: int,
     with_mean: bool = True,
+    baselines: Mapping[str, Reconstruct] | None = None,
     settings: AnomalySettings = DEFAULT_SETTINGS,
 ) -> Judgement:
     """Return all arms' metrics with intervals, and the paired differences that the verdict needs.
@@ -101,6 +102,7 @@ def judge(
         seed: Of the bootstrap.
         num_bootstrap: Resamples.
         with_mean: Include the baselines that predict the mean training record: of all sites, and of each its own.
+        baselines: Arm -> reconstruction of every site's records, of what is no network.
         settings: How scores are made from residuals.
     """
     scored: dict[str, Scores] = {}
@@ -109,6 +111,8 @@ def judge(
         own = {site: predict_mean([data.train]) for site, data in sites.items()}
         for name, baseline in ((document.MEAN, mean), (document.SITE_MEAN, own)):
             scored[name] = score(name, baseline, sites, settings=settings)
+    for name, reconstruct in (baselines or {}).items():
+        scored[name] = score(name, everywhere(reconstruct, sites), sites, settings=settings)
     for arm in arms:
         scored[arm.name] = score(arm.name, _reconstructors(arm, spec), sites, settings=settings)
     results = [
@@ -217,6 +221,8 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     means = [mean for mean in (document.MEAN, document.SITE_MEAN) if mean in names]
     pairs = [(arm, mean) for mean in means for arm in _COMPARED if arm in names]
     for arm, baseline in (
+        (document.FEDERATED_DP, document.LINEAR_DP),
+        (document.FEDERATED, document.LINEAR),
         (document.FEDERATED_DP, document.WARM_START),
         (document.FEDERATED, document.WARM_START),
         (document.FEDERATED_DP, document.FEDERATED),

@@ -27,6 +27,8 @@ from server.report.document import (
     CENTRALISED,
     FEDERATED,
     FEDERATED_DP,
+    LINEAR,
+    LINEAR_DP,
     MEAN,
     SITE_MEAN,
     WARM_START,
@@ -42,12 +44,23 @@ if TYPE_CHECKING:
 _COLOURS = {
     MEAN: MUTED,
     SITE_MEAN: MUTED,
+    LINEAR: MUTED,
+    LINEAR_DP: MUTED,
     WARM_START: PURPLE,
     FEDERATED: GREEN,
     FEDERATED_DP: BLUE,
     CENTRALISED: ORANGE,
 }
-_MARKERS = {MEAN: "D", SITE_MEAN: "v", WARM_START: "^", FEDERATED: "o", FEDERATED_DP: "o", CENTRALISED: "s"}
+_MARKERS = {
+    MEAN: "D",
+    SITE_MEAN: "v",
+    LINEAR: "P",
+    LINEAR_DP: "X",
+    WARM_START: "^",
+    FEDERATED: "o",
+    FEDERATED_DP: "o",
+    CENTRALISED: "s",
+}
 
 
 def forest(report: Report, *, only: tuple[str, str] | None = None) -> str:
@@ -140,7 +153,12 @@ def _severity_panel(axes: Axes, report: Report, task: str, family: Sequence[tupl
         single = arm.startswith(ALONE)
         look: dict[str, Any] = {"color": "#c3ccd4" if single else _COLOURS.get(arm, INK)}
         look |= {"linewidth": 2.2 if arm == report.subject else 1.0 if single else 1.5}
-        look |= {"linestyle": {MEAN: "--", SITE_MEAN: ":"}.get(arm, "-"), "zorder": 1 if single else 3}
+        look |= {
+            "linestyle": {MEAN: "--", SITE_MEAN: ":", LINEAR: "-.", LINEAR_DP: (0, (3, 1, 1, 1, 1, 1))}.get(
+                arm, "-"
+            ),
+            "zorder": 1 if single else 3,
+        }
         first = single and not any(line.get_label() == "Each site alone" for line in axes.lines)
         label = "Each site alone" if first else "_" if single else arm_label(report, arm)
         axes.plot(

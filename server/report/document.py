@@ -25,6 +25,8 @@ Interval = tuple[float, float]
 MEAN = "predict-the-mean"
 SITE_MEAN = "site-mean"
 """Every site's test records are predicted as the mean of that site's own training records."""
+LINEAR = "linear"
+LINEAR_DP = "linear-dp"
 WARM_START = "warm-start"
 """The public weights that every arm starts from, as they are: what no hospital has added anything to."""
 FEDERATED = "federated"
@@ -321,8 +323,9 @@ class Report:
     def arms(self) -> tuple[str, ...]:
         """Return all arms: baselines, sites alone, federated, federated with privacy, centralised, others."""
         seen = dict.fromkeys(row.arm for row in self.results)
-        order = {MEAN: 0, SITE_MEAN: 1, WARM_START: 2, FEDERATED: 4, FEDERATED_DP: 5, CENTRALISED: 6}
-        return tuple(sorted(seen, key=lambda arm: 3 if arm.startswith(ALONE) else order.get(arm, 7)))
+        baselines = (MEAN, SITE_MEAN, LINEAR, LINEAR_DP, WARM_START)
+        order = dict(zip((*baselines, ALONE, FEDERATED, FEDERATED_DP, CENTRALISED), range(9), strict=True))
+        return tuple(sorted(seen, key=lambda arm: order.get(ALONE if arm.startswith(ALONE) else arm, 9)))
 
     @property
     def subject(self) -> str:

@@ -15,6 +15,8 @@ from server.report.document import (
     CENTRALISED,
     FEDERATED,
     FEDERATED_DP,
+    LINEAR,
+    LINEAR_DP,
     MEAN,
     OWN_PATIENTS,
     SITE_MEAN,
@@ -165,6 +167,8 @@ def arm_label(report: Report, arm: str) -> str:
     named = {
         MEAN: "Predict the mean",
         SITE_MEAN: "Predict the site's own mean",
+        LINEAR: "PCA, no privacy",
+        LINEAR_DP: "PCA, seeded DP noise",
         WARM_START: "Public start, untrained here",
         FEDERATED: "Federated, no privacy",
         FEDERATED_DP: noise,

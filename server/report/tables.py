@@ -12,6 +12,8 @@ from itertools import groupby
 from pathlib import Path
 
 from server.report.document import (
+    LINEAR,
+    LINEAR_DP,
     MEAN,
     SITE_MEAN,
     WARM_START,
@@ -103,7 +105,7 @@ def arm_rows(report: Report) -> tuple[ArmRow, ...]:
     return tuple(
         ArmRow(
             label=arm_label(report, arm),
-            baseline=arm in (MEAN, SITE_MEAN, WARM_START),
+            baseline=arm in (MEAN, SITE_MEAN, LINEAR, LINEAR_DP, WARM_START),
             subject=arm == report.subject,
             cells=tuple(_cell(found.get((arm, *pair)), best[pair], places[pair]) for pair in pairs),
         )

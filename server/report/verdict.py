@@ -15,6 +15,7 @@ from server.report.document import (
     CENTRALISED,
     FEDERATED,
     FEDERATED_DP,
+    LINEAR_DP,
     MEAN,
     SITE_MEAN,
     WARM_START,
@@ -248,6 +249,7 @@ def _against_others(report: Report) -> tuple[Finding, ...]:
     first = primary(report)
     others = {
         SITE_MEAN: "predicting each site's own mean",
+        LINEAR_DP: "PCA at the same epsilon",
         WARM_START: "the public weights that it started from",
         FEDERATED: "the same training without noise",
         CENTRALISED: "training on all data in one place",

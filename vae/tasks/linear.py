@@ -46,7 +46,7 @@ class LinearModel:
         return np.asarray(above / np.maximum(self.variances, np.finfo(np.float64).tiny))
 
     def reconstruct(self, values: FloatArray, covariates: FloatArray) -> FloatArray:
-        """Return the posterior mean of each record [B, C, *S], as `vae.tasks.score.Reconstruct`; covariates are unused."""
+        """Return the posterior mean of each record [B, C, *S] (a `vae.tasks.score.Reconstruct`); no covariates."""
         apart = values.reshape(len(values), -1).astype(np.float64) - self.mean
         found = self.mean + ((apart @ self.components.T) * self.gains) @ self.components
         return np.asarray(found.reshape(values.shape), np.float32)
@@ -147,7 +147,9 @@ def cosine_basis(record_shape: Sequence[int], size: int) -> Doubles:
     """
     channels, *space = record_shape
     if not space or not 1 <= size <= math.prod(record_shape):
-        raise ValueError(f"a basis of {size} cosines does not exist for records of shape {list(record_shape)}")
+        raise ValueError(
+            f"a basis of {size} cosines does not exist for records of shape {list(record_shape)}"
+        )
     waves = np.indices(space).reshape(len(space), -1)
     # Cycles a voxel decide, so that axes of different lengths are smoothed alike; ties are broken by place.
     frequency = (np.square(waves) / np.square(np.array(space))[:, None]).sum(axis=0)

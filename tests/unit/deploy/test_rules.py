@@ -110,6 +110,22 @@ BROKEN = [
         "goes with `engine.device: cuda`",
     ),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
+    (
+        TOY + "arms: [linear-dp]\nlinear: {mean_norm: 3, spread_norm: 3}",
+        "arms",
+        "`privacy.epsilon`",
+    ),
+    (
+        TOY + "arms: [linear-dp]\nlinear: {mean_norm: 3, spread_norm: 3}\n"
+        "privacy: {noise_multiplier: 1, divisor: 4}",
+        "arms",
+        "the same budget",
+    ),
+    (
+        TOY + f"arms: [linear-dp]\nprivacy: {{{PRIVATE}}}\nlinear: {{mean_norm: 3}}",
+        "linear.spread_norm",
+        "never a statistic",
+    ),
     (TOY + "arms: [warm-start]", "arms", "needs a `public` section"),
     (TOY + "public: {data: {kind: toy}}", "public.data.seed", "the same people"),
     (
@@ -187,6 +203,8 @@ def test_a_broken_rule_is_the_only_problem(load, text, path, rule):
         TOY + f"privacy: {{{PRIVATE}, optimiser: adam-corrected, moment_floor: 0.2, schedule: linear}}",
         TOY + f"federation: {{sharing: decoder}}\nprivacy: {{{PRIVATE}, trainable: last}}",
         TOY + "public: {data: {kind: toy, seed: 2}}\narms: [warm-start, federated]",
+        TOY + f"public: {{data: {{kind: toy, seed: 2}}}}\nprivacy: {{{PRIVATE}}}\narms: [linear, linear-dp]",
+        TOY + f"privacy: {{{PRIVATE}}}\narms: [linear-dp]\nlinear: {{mean_norm: 3, spread_norm: 3}}",
         "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: abide, sites: [UM]}, steps: 0}",
         "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: ds030}}",
         MAPS + "founder_subset: [a]}}",

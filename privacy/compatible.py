@@ -67,7 +67,7 @@ class _Dummy:
 
 
 def check_model(
-    module: nn.Module, example_batch: Batch, latent_size: int, *, engine: GradEngine = "vmap"
+    module: nn.Module, example_batch: Batch, latent_size: int, *, engine: GradEngine = "bookkeeping"
 ) -> None:
     """Refuse a model that cannot be trained with per-patient clipping.
 
@@ -172,7 +172,7 @@ def _coupling_reasons(probe: nn.Module, dummy: _Dummy, losses: Tensor) -> Iterat
 
 def _engine_reasons(probe: nn.Module, dummy: _Dummy, engine: GradEngine) -> Iterator[str]:
     """Yield where the engine fails or disagrees with a loop over patients."""
-    another = "opacus" if engine == "vmap" else "vmap"
+    another = "bookkeeping" if engine == "vmap" else "vmap"
     try:
         clipped = build_engine(engine).clipped_sum(
             probe, dummy, latent_noise=dummy.latent_noise, kl_weight=1.0, max_grad_norm=_UNBOUNDED

@@ -1,8 +1,8 @@
 """Losses of seeded private training must not drift, whichever engine computes the gradients.
 
-Engines agree to rounding, and rounding moves a released value by a step of its grid now and then: 1e-6 of a loss, where the
-smallest change of the mechanism below makes 1e-4. The values were recorded with the engine `vmap`, when it was the default. A change of one means that a seeded simulation
-no longer repeats what was published: bump, do not adjust.
+Engines agree to rounding, and rounding moves a released value by a step of its grid now and then: 1e-6 of a loss, where
+the smallest change of the mechanism below makes 1e-4. The values were recorded with the engine `vmap`, when it was the
+default. A change of one means that a seeded simulation no longer repeats what was published: bump, do not adjust.
 """
 
 from __future__ import annotations

@@ -27,8 +27,28 @@ Guarantees, beside those of `clipping`:
 
 What it does not do: work around modules that couple records (`compatible.check_model`).
 
+From the mathematics to the code. P patients, B records (rows), T positions of a row, I and O features in and out, per
+layer one weight W; x [B, T, I] is what the layer was given and g [B, T, O] the gradient of what it returned.
+
+    1. One pass forwards and one backwards gives x and g of each layer; no gradient of a weight (`tape`, `layers`).
+    2. The gradient of W for patient p is G_p = sum_{b in p, t} g_bt x_bt^T, [O, I] (`products`). Its norm is taken from
+       G, [P, O, I], which is kept (`loop`, `vmap`, `columns`), or thrown away (`...-recompute`); or, without G, from
+       <X X^T, Y Y^T> with X [k T, I] and Y [k T, O] the rows of a patient's k records (`gram`, `squared_norms`).
+       In a convolution x_bt is a patch and I is channels x kernel (`convolutions`). Biases and scales of
+       normalisation have sums over t instead, small enough to keep (`layers`).
+    3. n_p = sqrt(sum_W ||G_p||^2), [P], or an upper bound of it (`norms.measure`, `_add`).
+    4. f_p = min(1, C / n_p), and 0 where that is not finite, [P] (`clipping.Accumulator`).
+    5. sum_p f_p G_p, [O, I]: of what was kept, f [P] times G [P, O I]; else one kernel over all rows with g_bt times
+       its patient's factor (`norms.contribution`).
+
+Gram matrices cost (k T)^2 (I + O) multiplications and instantiating costs k T I O, so the former win in deep layers
+(few positions, large weights) and the latter in shallow ones: hence a choice for each weight (Bu et al. 2022).
+
 References:
-    See `products`.
+    Goodfellow 2015, arXiv:1510.01799 (norms from x and g); Lee & Kifer 2020, arXiv:2009.03106 (factors of the clip as
+    weights); Li et al. 2021, arXiv:2110.05679 (ghost clipping, step 2 by Gram matrices); Bu et al. 2022,
+    arXiv:2205.10683 (convolutions, choice by layer) and 2022, arXiv:2210.00038 (book-keeping: step 5 without a second
+    backward pass). For the products see `products`, for rounding `norms`, for what was measured decision 13.
 """
 
 from __future__ import annotations

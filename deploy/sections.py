@@ -173,7 +173,8 @@ class Privacy(BaseModel):
         unit: Who is protected: a whole `patient`, or a single `record` (weaker, and labelled so).
         max_records_per_patient: Most records of a patient in a step, drawn anew each time; 1 with `unit:
             record`.
-        grad_engine: How per-patient gradients are computed; the result is the same.
+        grad_engine: How per-patient gradients are computed; the result is the same up to rounding. `bookkeeping` is
+            the fastest where measured; `vmap` computes any module, `opacus` is the peer to compare with.
         optimiser: As in `training`, for this arm; or `adam-corrected`, freed of the noise in its second moment.
         learning_rate: As in `training`, for this arm.
         momentum: As in `training`, for this arm.
@@ -200,7 +201,7 @@ class Privacy(BaseModel):
     site_divisors: dict[Name, Positive] = {}
     unit: Literal["patient", "record"] = "patient"
     max_records_per_patient: Count = 8
-    grad_engine: Literal["vmap", "opacus", "bookkeeping"] = "vmap"
+    grad_engine: Literal["bookkeeping", "vmap", "opacus"] = "bookkeeping"
     optimiser: Literal["sgd", "adam", "adam-corrected"] = "adam"
     learning_rate: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

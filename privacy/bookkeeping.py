@@ -27,13 +27,34 @@ Guarantees, beside those of `clipping`:
 
 What it does not do: work around modules that couple records (`compatible.check_model`).
 
+From the mathematics to the code. P patients, B records (rows), T positions of a row, I and O features in and out, per
+layer one weight W; x [B, T, I] is what the layer was given and g [B, T, O] the gradient of what it returned.
+
+    1. One pass forwards and one backwards gives x and g of each layer; no gradient of a weight (`tape`, `layers`).
+    2. The gradient of W for patient p is G_p = sum_{b in p, t} g_bt x_bt^T, [O, I] (`products`). Its norm is taken from
+       G, [P, O, I], which is kept (`loop`, `vmap`, `columns`), or thrown away (`...-recompute`); or, without G, from
+       <X X^T, Y Y^T> with X [k T, I] and Y [k T, O] the rows of a patient's k records (`gram`, `squared_norms`).
+       In a convolution x_bt is a patch and I is channels x kernel (`convolutions`). Biases and scales of
+       normalisation have sums over t instead, small enough to keep (`layers`).
+    3. n_p = sqrt(sum_W ||G_p||^2), [P], or an upper bound of it (`norms.measure`, `_add`).
+    4. f_p = min(1, C / n_p), and 0 where that is not finite, [P] (`clipping.Accumulator`).
+    5. sum_p f_p G_p, [O, I]: of what was kept, f [P] times G [P, O I]; else one kernel over all rows with g_bt times
+       its patient's factor (`norms.contribution`).
+
+Gram matrices cost (k T)^2 (I + O) multiplications and instantiating costs k T I O, so the former win in deep layers
+(few positions, large weights) and the latter in shallow ones: hence a choice for each weight (Bu et al. 2022).
+
 References:
-    See `products`.
+    Goodfellow 2015, arXiv:1510.01799 (norms from x and g); Lee & Kifer 2020, arXiv:2009.03106 (factors of the clip as
+    weights); Li et al. 2021, arXiv:2110.05679 (ghost clipping, step 2 by Gram matrices); Bu et al. 2022,
+    arXiv:2205.10683 (convolutions, choice by layer) and 2022, arXiv:2210.00038 (book-keeping: step 5 without a second
+    backward pass). For the products see `products`, for rounding `norms`, for what was measured decision 13.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
@@ -42,6 +63,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.clipping import Accumulator, Batch, ClippedSum, Rows, patient_chunks, split_parameters
+from privacy.convolutions import ConvolutionProduct
 from privacy.norms import Method, Part, contribution, gradients_of, keep, measure, unit_roundoff
 from privacy.products import Product, Run, per_patient
 from privacy.tape import Uses, record_uses
@@ -57,6 +79,10 @@ _SMALL_BYTES = 2**20
 # Of the rule: positions of a patient for which Gram matrices are small, and bytes that stay near a processor.
 _FEW_TERMS = 32
 _CACHE_BYTES = 2**24
+# Positions from which a kernel of one patient is no slower than its share of a common one.
+_MANY_TERMS = 4096
+# Channels x sizes of the first two axes up to which torch takes its slow kernel for one row.
+_FEW_PIXELS = 20480
 
 _choices: dict[Hashable, Method] = {}
 
@@ -214,18 +240,31 @@ def choose_method(
 
 
 def _by_rule(candidates: tuple[Method, ...], product: Product, runs: tuple[Run, ...]) -> Method:
-    """Return the method that shapes alone recommend: on two processors within a quarter of the fastest ones together.
+    """Return the method that shapes alone recommend (decision 13 tells how near it comes to the fastest).
 
-    Gram matrices where a patient has few positions; patches where kept gradients would not stay in a cache; else one
-    kernel for all patients.
+    Gram matrices where a patient has few positions; on a CPU, patches where kept gradients would not stay in a cache,
+    and a kernel for each patient where one is busy long enough; else one kernel for all patients.
     """
     most, g = max(run.records for run in runs), product.gradient_of_output
     kept = sum(run.patients for run in runs) * product.shape.numel() * g.element_size()
     preferred: list[Method] = ["gram"] if most * product.terms <= _FEW_TERMS else []
     if kept > _CACHE_BYTES and not g.is_cuda:
         preferred += ["columns-recompute", "columns", "loop"]
+    if most * product.terms >= _MANY_TERMS and not g.is_cuda and not _is_slow_alone(product, runs):
+        preferred += ["loop"]
     preferred += ["vmap", "loop", "loop-recompute"]
     return next((method for method in preferred if method in candidates), candidates[0])
+
+
+def _is_slow_alone(product: Product, runs: tuple[Run, ...]) -> bool:
+    """Return whether torch 2.13 leaves its fast library for a kernel of one row, and takes 4 to 7 times as long.
+
+    It does for kernels up to 3 wide on few pixels (`use_mkldnn` in its Convolution.cpp).
+    """
+    if not isinstance(product, ConvolutionProduct) or min(run.records for run in runs) > 1:
+        return False
+    pixels = math.prod(product.x.shape[1:4])
+    return product.geometry.groups == 1 and min(product.shape[-2:]) <= 3 and pixels <= _FEW_PIXELS
 
 
 def _affordable_bytes(device: torch.device) -> int:

@@ -1,10 +1,14 @@
-"""Noise where the gradients are: on an accelerator, from the same key stream as on a CPU.
+"""Noise that is made while gradients are computed: on a CPU in a second thread, on an accelerator where they are.
+
+On a CPU `AheadStream` asks the key stream for the next step's deviates in a thread: the same ones, a step earlier.
+AES and the inverse distribution function release the interpreter's lock, so with a second core their time is hidden.
 
 A CPU makes the key stream (AES has instructions there), in a thread of its own while the accelerator computes
 gradients; the accelerator does what is dear: the inverse normal distribution function, the sum, and the grid.
 Moving a model's gradients to the CPU and back takes longer than a step.
 
 Guarantees:
+    - Made ahead on a CPU: equal to the bit to `KeyStream.normal`, however steps and threads fall (same tests as below).
     - One word of the stream a coordinate, in the order of the parameters, as `KeyStream.normal` takes them.
     - Equal to the CPU's to about 1e-15 relative, not to the bit: the two have inverse functions of their own. What is
       released is on the same grid (tests/unit/privacy/test_deviates.py).
@@ -20,10 +24,76 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from privacy.noise import SLACK_BYTES, KeyStream
+from privacy.noise import SLACK_BYTES, FloatArray, KeyStream, round_to_grid
 
 _ALL_BUT_SIGN = 0x7FFF_FFFF_FFFF_FFFF
 _SLACK_WORDS = SLACK_BYTES // 8
+# Doubles that are noised at once.
+_PIECE = 2**14
+
+
+class AheadStream:
+    """Standard normal deviates of a key stream, made a step ahead in a thread.
+
+    Use as a context: leaving it waits for the thread. As many steps as were announced are made, never more; nothing
+    else may read the stream meanwhile. The noise of a step is in memory while its gradients are.
+    """
+
+    def __init__(self, stream: KeyStream, *, count: int, steps: int) -> None:
+        self._stream = stream
+        self._count = count
+        self._left = steps
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
+        self._ahead: Future[FloatArray] | None = None
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def normal(self, count: int) -> FloatArray:
+        """Return the next step's [count] deviates, which are the caller's to change.
+
+        Raises:
+            ValueError: another count than was announced, or a step more.
+        """
+        if count != self._count:
+            raise ValueError(f"deviates were made ahead for {self._count} coordinates, not {count}")
+        if self._ahead is None:
+            raise ValueError("deviates of all announced steps are used")
+        made = self._ahead.result()
+        self._begin()
+        return made
+
+    def _begin(self) -> None:
+        """Start on the next step's deviates, if there is one."""
+        self._ahead = self._pool.submit(self._stream.normal, self._count) if self._left > 0 else None
+        self._left -= 1
+
+
+def release_into(
+    deviates: FloatArray, total: FloatArray, *, scale: float, divisor: float, spacing: float
+) -> None:
+    """Write (total + scale deviates) / divisor, on the grid, over the deviates.
+
+    In pieces that stay near the processor: a pass over all for each operation took as long as the key stream.
+
+    Shapes: N coordinates.
+
+    Args:
+        deviates: [N] standard normal.
+        total: [N] sum of clipped gradients; not changed.
+        scale: Standard deviation of the noise on the sum, > 0.
+        divisor: Public, > 0.
+        spacing: Of the grid, a power of two.
+    """
+    for start in range(0, len(total), _PIECE):
+        piece = slice(start, start + _PIECE)
+        deviates[piece] = round_to_grid((total[piece] + scale * deviates[piece]) / divisor, spacing)
 
 
 class DeviceStream:

@@ -55,7 +55,7 @@ class PrivacyPlan:
     max_records_per_patient: int = 8
     neighbouring: Neighbouring = "add_remove"
     randomness: RandomnessKind = "os"
-    grad_engine: GradEngine = "vmap"
+    grad_engine: GradEngine = "bookkeeping"
 
     def __post_init__(self) -> None:
         positive = "a finite number > 0"

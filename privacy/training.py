@@ -32,9 +32,9 @@ from privacy.accounting import Release
 from privacy.augmentation import with_versions
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
 from privacy.descent import Descent
-from privacy.deviates import DeviceStream, noised_on_device
+from privacy.deviates import AheadStream, DeviceStream, noised_on_device, release_into
 from privacy.errors import PlanError
-from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
+from privacy.noise import KeyStream, Randomness, grid_spacing
 from privacy.optimiser import Augmentation, NoisedOptimiser, Precision
 from privacy.plan import PrivacyPlan
 from privacy.sampling import PoissonSampler
@@ -50,6 +50,11 @@ __all__ = [
     "train_private",
     "train_unsafe",
 ]
+
+# Deviates of a step below which handing them over costs more than it hides.
+_WORTH_A_THREAD = 2**15
+
+NoiseSource = KeyStream | AheadStream | DeviceStream
 
 OnStep = Callable[[int, float], None]
 """Called with the step (from 0) and the mean loss of the sampled patients: private, for a local log."""
@@ -165,7 +170,7 @@ def train_private(
     noise_std = plan.noise_multiplier * plan.max_grad_norm / plan.divisor
     descent = Descent(module, optimiser, proximal_mu, noise_std=noise_std)
     num_nonfinite = steps_done = 0
-    with _train_mode(module), _noise_where(module, noise) as source:
+    with _train_mode(module), _noise_where(module, noise, plan.steps) as source:
         for step, chosen in enumerate(sampler.samples(plan.steps)):
             _check_deadline(stop_at)
             batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
@@ -194,9 +199,7 @@ def train_private(
     )
 
 
-def noised_mean(
-    clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream | DeviceStream
-) -> Gradients:
+def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: NoiseSource) -> Gradients:
     """Return (sum + N(0, (sigma C)^2)) / divisor on the plan's grid: the only view of the data to be used.
 
     Args:
@@ -211,19 +214,18 @@ def noised_mean(
         noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.max_grad_norm, divisor=plan.divisor
     )
     scale = plan.noise_multiplier * plan.max_grad_norm
-    if isinstance(noise, DeviceStream) or any(tensor.is_cuda for tensor in clipped.values()):
+    on_device = any(tensor.is_cuda for tensor in clipped.values())
+    if isinstance(noise, DeviceStream) or (on_device and isinstance(noise, KeyStream)):
         return noised_on_device(clipped, noise, scale=scale, divisor=plan.divisor, spacing=spacing)
-    flat = torch.cat(
-        [tensor.detach().flatten().to("cpu", torch.float64) for tensor in clipped.values()]
-    ).numpy()
-    released = torch.from_numpy(
-        round_to_grid((flat + scale * noise.normal(flat.size)) / plan.divisor, spacing)
-    )
-    parts = torch.split(released, [tensor.numel() for tensor in clipped.values()])
-    return {
-        name: part.reshape(tensor.shape).to(tensor.device)
-        for (name, tensor), part in zip(clipped.items(), parts, strict=True)
-    }
+    released = noise.normal(sum(tensor.numel() for tensor in clipped.values()))
+    parts, first = {}, 0
+    for name, tensor in clipped.items():
+        own = released[first : first + tensor.numel()]
+        total = tensor.detach().flatten().to("cpu", torch.float64).numpy()
+        release_into(own, total, scale=scale, divisor=plan.divisor, spacing=spacing)
+        parts[name] = torch.from_numpy(own).reshape(tensor.shape).to(tensor.device)
+        first += tensor.numel()
+    return parts
 
 
 def train_unsafe(
@@ -286,11 +288,16 @@ def _train_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _noise_where(
-    module: nn.Module, noise: KeyStream
-) -> contextlib.AbstractContextManager[KeyStream | DeviceStream]:
-    """Return the stream, made ahead where the module is on an accelerator."""
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    return DeviceStream(noise, device) if device.type == "cuda" else contextlib.nullcontext(noise)
+    module: nn.Module, noise: KeyStream, steps: int
+) -> contextlib.AbstractContextManager[NoiseSource]:
+    """Return the stream, made ahead where the module is on an accelerator or large."""
+    trainable = [tensor for tensor in module.parameters() if tensor.requires_grad]
+    if trainable and trainable[0].device.type == "cuda":
+        return DeviceStream(noise, trainable[0].device)
+    count = sum(tensor.numel() for tensor in trainable)
+    if count < _WORTH_A_THREAD:
+        return contextlib.nullcontext(noise)
+    return AheadStream(noise, count=count, steps=steps)
 
 
 def _activations_in(precision: Precision, module: nn.Module) -> contextlib.AbstractContextManager[object]:

@@ -119,7 +119,7 @@ def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
         max_records_per_patient=records,
         neighbouring=release.neighbouring,
         randomness="os" if account.claims == "dp" else "seeded",
-        grad_engine=next((engine for engine in engines if engine == named), "vmap"),
+        grad_engine=next((engine for engine in engines if engine == named), "bookkeeping"),
     )
     return plan, release
 

@@ -14,6 +14,8 @@ from tests.benchmarks.figures import Figure, document, load_average, machine
 
 NAMES = (
     "private_step",
+    "step_memory",
+    "data",
     "aggregation",
     "engines",
     "memory",

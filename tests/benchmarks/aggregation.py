@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +16,8 @@ from privacy.claim import Claim
 from privacy.plan import PrivacyPlan
 from server.admission import Admission, Expectation
 from server.aggregate import WeightedMean
-from tests.benchmarks.figures import Figure, figure, interleaved, ratios
+from tests.benchmarks.federation import ROOT
+from tests.benchmarks.figures import Figure, figure, interleaved, peak_bytes, ratios
 from vae.spec import ModelSpec
 from vae.weights import hash_weights
 
@@ -25,8 +28,35 @@ PLAN = PrivacyPlan(
 
 
 def measure(*, quick: bool) -> list[Figure]:
-    """Return bytes a second of each stage, and how many copies of memory it costs."""
-    return measure_size(megabytes=10 if quick else 50, repeats=5 if quick else 11)
+    """Return bytes a second of each stage, how many copies of memory it costs, and the peak of a whole round's mean."""
+    megabytes, updates = (10, 8) if quick else (50, 64)
+    figures = measure_size(megabytes=megabytes, repeats=5 if quick else 11)
+    return [*figures, measure_peak(megabytes=megabytes, updates=updates)]
+
+
+def measure_peak(*, megabytes: int, updates: int) -> Figure:
+    """Return how far a fresh process grows from one update in memory to the mean of many, in models."""
+    command = [sys.executable, "-m", "tests.benchmarks.aggregation", str(megabytes), str(updates)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    grown = int(done.stdout.split()[-1]) / (megabytes * 2**20)
+    return figure(
+        f"aggregation/{megabytes} MB/{updates} updates, peak", [grown], "models", "beside one update"
+    )
+
+
+def growth_bytes(megabytes: int, updates: int) -> int:
+    """Return by how much this process grows while it takes the mean of some updates [bytes]."""
+    delta = some_update(megabytes).delta
+    mean = WeightedMean()
+    mean.begin({name: value[:1] for name, value in delta.items()})  # loads what loads lazily
+    before = peak_bytes()
+    mean.begin(delta)
+    for index in range(updates):
+        mean.add(f"site-{index}", 1.0, delta)
+    mean.finish()
+    return peak_bytes() - before
 
 
 def measure_size(*, megabytes: int, repeats: int) -> list[Figure]:
@@ -101,3 +131,7 @@ def _reply(update: Update) -> tuple[Message, Expectation]:
     asked = Message(RecordDict(), 2, MessageType.TRAIN)
     asked.metadata.__dict__["_message_id"] = "bench"
     return Message(encode_update(update), reply_to=asked), Expectation.of(update.site, request, update.delta)
+
+
+if __name__ == "__main__":
+    print(growth_bytes(int(sys.argv[1]), int(sys.argv[2])), flush=True)

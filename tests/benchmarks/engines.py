@@ -1,4 +1,4 @@
-"""What a round costs beside training, and starting up, for each engine: 8 sites, a toy model.
+"""What a round costs beside training, and starting up, for each engine and 4 to 100 sites of a toy model.
 
 The overhead of a round is its wall time less what the busiest process trained. The checkpoint (fsync) is in it and is
 also told by itself. Reference points on two cores: Flower's Ray engine 0.10 s a round after about 30 s of start-up, the
@@ -13,6 +13,7 @@ from tests.benchmarks.federation import Measured, Shape, run
 from tests.benchmarks.figures import Figure, figure
 
 SITES = 8
+MANY = (4, 32, 100)
 
 
 def measure(*, quick: bool) -> list[Figure]:
@@ -23,6 +24,8 @@ def measure(*, quick: bool) -> list[Figure]:
         "local, in process, private": Shape(sites=SITES, rounds=rounds, private=True),
         "local, 2 workers": Shape(sites=SITES, rounds=rounds, workers=2),
     }
+    if not quick:
+        shapes |= {f"local, in process, {sites} sites": Shape(sites=sites, rounds=rounds) for sites in MANY}
     if not quick and importlib.util.find_spec("ray") is not None:
         shapes["ray"] = Shape(sites=SITES, rounds=rounds, engine="ray")
     return [made for name, shape in shapes.items() for made in _figures(name, shape, run(shape))]

@@ -12,11 +12,13 @@ from tests.benchmarks import (
     accelerator,
     aggregation,
     audit_power,
+    data,
     engines,
     ledger,
     many_sites,
     memory,
     private_step,
+    step_memory,
 )
 from tests.benchmarks.federation import Measured, Shape, run
 from tests.benchmarks.figures import Figure, document, figure, interleaved, machine, ratios
@@ -38,14 +40,14 @@ def test_the_command_prints_a_table_and_writes_json_of_the_same_figures(tmp_path
         assert set(each) == {field.name for field in dataclasses.fields(Figure)}
         assert each["spread"][0] <= each["median"] <= each["spread"][1]
         assert each["value"] > 0
-        assert each["unit"] in ("GB/s", "x memory copy")
+        assert each["unit"] in ("GB/s", "x memory copy", "models")
         assert each["name"].removeprefix("aggregation/") in printed
 
 
 def test_every_name_is_a_benchmark_and_another_is_refused():
     modules = {"private_step": private_step, "aggregation": aggregation, "engines": engines}
     modules |= {"memory": memory, "many_sites": many_sites, "ledger": ledger, "audit_power": audit_power}
-    modules |= {"accelerator": accelerator}
+    modules |= {"accelerator": accelerator, "step_memory": step_memory, "data": data}
     assert set(command.NAMES) == set(modules)
     assert all(callable(module.measure) for module in modules.values())
     with pytest.raises(SystemExit):
@@ -64,6 +66,8 @@ def test_a_private_step_is_compared_with_a_plain_one_for_each_engine(monkeypatch
         "private_step/tiny/vmap",
         "private_step/tiny/opacus",
         "private_step/tiny/bookkeeping",
+        "private_step/tiny/bookkeeping, seeded",
+        "private_step/tiny/bookkeeping, wall time",
     ]
     assert all(each.repeats == 3 and each.value > 0 for each in figures)
 
@@ -128,8 +132,52 @@ def test_the_power_of_audits_is_told_with_what_was_claimed():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_an_accelerator_nothing_is_said_of_one():
-    assert accelerator.measure(quick=True) == []
+def test_without_an_accelerator_its_figures_are_skipped_by_name():
+    (skipped,) = accelerator.measure(quick=True)
+    assert (skipped.name, skipped.note) == ("gpu/skipped", "torch sees no CUDA device")
+
+
+def test_growth_of_memory_is_told_against_plain_steps(monkeypatch):
+    grown = {"plain": 200_000_000, "vmap": 500_000_000, "opacus": 800_000_000, "bookkeeping": 260_000_000}
+    monkeypatch.setattr(step_memory, "_in_process", lambda case, part: grown[part])
+    plain, *private = step_memory.measure_case(private_step.CASES[0])
+    assert (plain.value, plain.unit) == (200.0, "MB")
+    assert {each.name.rsplit("/", 1)[1]: each.value for each in private} == {
+        "vmap": 2.5,
+        "opacus": 4.0,
+        "bookkeeping": 1.3,
+    }
+
+
+def test_volumes_are_decoded_once(tmp_path):
+    figures = data.measure_volumes(tmp_path, volumes=2, repeats=2)
+    assert [each.name.rsplit("/", 1)[1] for each in figures] == [
+        "decode and prepare, first time",
+        "open again, from the cache",
+        "batches of a later round",
+        "later round, time",
+    ]
+    assert 0 < figures[2].value < figures[0].value
+    assert len(list((tmp_path / "cache-1").rglob("*.npy"))) == 2 + 1  # the records, and the cohort
+
+
+def test_what_ten_times_the_sites_cost_is_told_by_site():
+    few = Measured(
+        startup_s=1.0,
+        first_round_s=1.0,
+        rounds_s=[2.0],
+        training_s=[1.0],
+        save_s=[0.1],
+        diary_s=[0.0],
+        cpu_s=[1.0],
+        wall_s=4.0,
+        peak_bytes=100_000_000,
+        child_peak_bytes=0,
+    )
+    many = dataclasses.replace(few, rounds_s=[30.0], peak_bytes=109_000_000)
+    seconds, kilobytes = many_sites._growth({1000: few, 10_000: many})
+    assert seconds.value == pytest.approx(1.5)  # 15 times the time of a tenth of the sites
+    assert kilobytes.value == pytest.approx(1.0)  # 9 MB more for 9,000 sites
 
 
 def test_growth_is_told_in_models():

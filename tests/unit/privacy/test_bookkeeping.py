@@ -586,6 +586,42 @@ def test_without_timing_shapes_alone_choose(
     assert choose_method(product, runs, is_timed=False) == expected
 
 
+def convolution(channels: int, size: int, kernel: int, axes: int = 3) -> ConvolutionProduct:
+    x = torch.zeros(8, channels, *[size] * axes)
+    return ConvolutionProduct(
+        x=x,
+        gradient_of_output=torch.zeros(8, 8, *[size] * axes),
+        weight=torch.zeros(8, channels, *[kernel] * axes),
+        geometry=Geometry(
+            stride=(1,) * axes,
+            padding=(kernel // 2,) * axes,
+            dilation=(1,) * axes,
+            transposed=False,
+            output_padding=(0,) * axes,
+            groups=1,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        (convolution(16, 8, 5), "vmap"),  # 512 positions
+        (convolution(16, 16, 5), "loop"),  # 4096
+        (convolution(16, 16, 3), "vmap"),  # and a kernel that is slow for one row of 16 x 16 x 16 = 4096
+        (convolution(24, 30, 3), "loop"),  # not for one of 24 x 30 x 30 = 21600
+    ],
+)
+def test_without_timing_patients_of_many_positions_get_a_kernel_each(
+    product: ConvolutionProduct, expected: Method
+):
+    runs = (Run(start=0, patients=8, records=1),)
+    assert choose_method(product, runs, is_timed=False) == expected
+    if expected == "vmap" and product.terms >= 4096:  # two rows are fast
+        runs = (Run(start=0, patients=4, records=2),)
+        assert choose_method(product, runs, is_timed=False) == "loop"
+
+
 def test_without_timing_a_rule_never_leaves_the_candidates(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bookkeeping, "_SMALL_WORK", 0)
     for product in (linear(8, 5), linear(8, 300, 3), product_of(), product_of(dtype=torch.float64)):

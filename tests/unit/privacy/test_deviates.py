@@ -1,13 +1,24 @@
-"""Noise made on a device: the deviates of the CPU's stream, on the CPU's grid."""
+"""Noise made ahead or on a device: the deviates of the CPU's stream, on the CPU's grid."""
+
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from privacy.deviates import DeviceStream, noised_on_device, normal_of_words, words_of
-from privacy.noise import KeyStream
-from privacy.plan import PrivacyPlan
+from privacy import training
+from privacy.deviates import (
+    AheadStream,
+    DeviceStream,
+    noised_on_device,
+    normal_of_words,
+    release_into,
+    words_of,
+)
+from privacy.noise import KeyStream, SeededRandomness
+from privacy.plan import GradEngine, PrivacyPlan
 from privacy.training import noised_mean
+from tests.support.private_toys import LATENT, SHAPES, make_cohort, make_module, weights_of
 
 KEY = bytes(range(32))
 PLAN = PrivacyPlan(
@@ -101,6 +112,82 @@ def test_training_takes_the_same_noise_made_ahead_or_not():
     for tensor in found:
         expected = noised_mean(clipped, PLAN, stream)["weight"]
         assert (tensor - expected).abs().max() <= 2.0**-13
+
+
+# --- made ahead on a CPU ------------------------------------------------------------------------------------
+
+
+def test_deviates_made_ahead_are_those_of_the_stream_to_the_bit():
+    with AheadStream(KeyStream(KEY), count=70_001, steps=3) as ahead:
+        made = [ahead.normal(70_001) for _ in range(3)]
+    assert np.array_equal(np.concatenate(made), KeyStream(KEY).normal(3 * 70_001))
+
+
+def test_as_many_deviates_are_made_as_were_announced_and_no_word_more():
+    stream = KeyStream(KEY)
+    with AheadStream(stream, count=1000, steps=2) as ahead:
+        ahead.normal(1000)
+        with pytest.raises(ValueError, match="made ahead for 1000 coordinates, not 999"):
+            ahead.normal(999)
+        ahead.normal(1000)
+        with pytest.raises(ValueError, match="all announced steps are used"):
+            ahead.normal(1000)
+    after = KeyStream(KEY)
+    after.normal(2000)
+    assert np.array_equal(stream.normal(10), after.normal(10))
+
+
+def test_what_fails_in_the_thread_is_told_and_no_thread_is_left(monkeypatch: pytest.MonkeyPatch):
+    stream = KeyStream(KEY)
+    monkeypatch.setattr(stream, "normal", lambda count: 1 / 0)
+    with pytest.raises(ZeroDivisionError), AheadStream(stream, count=5, steps=2) as ahead:
+        ahead.normal(5)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("noise")]
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+def test_training_gives_the_same_bits_with_noise_made_ahead_or_not(
+    monkeypatch: pytest.MonkeyPatch, engine: GradEngine
+):
+    plan = PrivacyPlan(
+        sampling_probability=0.5,
+        steps=3,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        divisor=2.0,
+        delta=1e-3,
+        randomness="seeded",
+        grad_engine=engine,
+    )
+    weights, ahead = [], []
+    monkeypatch.setattr(
+        training, "AheadStream", lambda *given, **named: ahead.append(1) or AheadStream(*given, **named)
+    )
+    for worth in (0, 10**9):
+        monkeypatch.setattr(training, "_WORTH_A_THREAD", worth)
+        module = make_module("image")
+        training.train_private(
+            module,
+            make_cohort(SHAPES["image"], (1, 2, 1, 3)),
+            plan=plan,
+            optimiser=training.NoisedOptimiser(learning_rate=0.1),
+            randomness=SeededRandomness(3, "ahead"),
+            kl_weight=1.0,
+            latent_size=LATENT,
+        )
+        weights.append(weights_of(module))
+    assert len(ahead) == 1
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], weights_of(make_module("image")))
+
+
+def test_the_sum_is_noised_piece_by_piece_to_the_bit():
+    total = np.random.default_rng(0).normal(size=40_001)
+    deviates, before = KeyStream(KEY).normal(40_001), total.copy()
+    expected = np.rint((total + 1.3 * deviates) / 7.0 / 2.0**-12) * 2.0**-12
+    release_into(deviates, total, scale=1.3, divisor=7.0, spacing=2.0**-12)
+    assert np.array_equal(deviates, expected)
+    assert np.array_equal(total, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

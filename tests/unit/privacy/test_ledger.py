@@ -52,7 +52,7 @@ def test_work_is_reserved_with_its_parameters_and_never_an_epsilon(site: Hospita
     assert (body["model"], body["policy"], body["randomness"]) == (MODEL, POLICY, "os")
     assert body["mechanism"] == {
         "divisor": 10,
-        "grad_engine": "vmap",
+        "grad_engine": "bookkeeping",
         "max_grad_norm": 1,
         "max_records_per_patient": 8,
         "name": "patient-level DP-SGD, Gaussian noise",

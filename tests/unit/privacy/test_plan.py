@@ -49,7 +49,7 @@ def make(**changes: object) -> PrivacyPlan:
 def test_defaults_are_the_careful_ones():
     plan = make()
     assert (plan.unit, plan.neighbouring, plan.randomness) == ("patient", "add_remove", "os")
-    assert (plan.max_records_per_patient, plan.grad_engine) == (8, "vmap")
+    assert (plan.max_records_per_patient, plan.grad_engine) == (8, "bookkeeping")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_the_private_plan_of_a_round_says_what_the_configuration_says():
         unit="patient",
         max_records_per_patient=2,
         randomness="seeded",
-        grad_engine="vmap",
+        grad_engine="bookkeeping",
     )
     assert privacy_plan(made, "site-2", 1.3, randomness="os").divisor == 7.0
     assert privacy_plan(made, "site-2", 1.3, randomness="os").randomness == "os"

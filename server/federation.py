@@ -6,6 +6,7 @@ goes on after the last saved round; in a seeded run the final weights are the sa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -23,6 +24,7 @@ from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
 from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy, rounds_applied
 from vae.spec import ModelSpec, Sharing
+from vae.weights import hash_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class FederationPlan:
         quorum: Fewest admitted updates for a round; a round with fewer is not applied.
         patience: How many rounds in a row may be lost before the run stops, >= 1: one bad day is no reason to stop.
         timing: Deadlines.
+        basis: Public directions that all private updates move in, `learning.subspace` of them: parameter name ->
+            [k, *shape] float32; None for no subspace. Has to be a function of what `config_hash` covers.
     """
 
     run_id: str
@@ -61,6 +65,12 @@ class FederationPlan:
     patience: int = 1
     initial_seed: int = 0
     timing: Timing = field(default_factory=Timing)
+    basis: Weights | None = None
+
+    @functools.cached_property
+    def basis_hash(self) -> str:
+        """Return the SHA-256 of the directions; empty without."""
+        return "" if self.basis is None else hash_weights(self.basis)
 
     def request(self, site: str, round_: int, base_hash: str) -> TrainRequest:
         """Return what is asked of a site in a round."""
@@ -86,6 +96,7 @@ class FederationPlan:
             learning=learning,
             initial_seed=self.initial_seed,
             num_sites=len(self.site_weights),
+            basis_hash=self.basis_hash,
         )
 
 
@@ -159,6 +170,7 @@ def federate(
         quorum=plan.quorum,
         weights=initial_weights(plan.model, plan.sharing, plan.initial_seed),
         request_for=plan.request,
+        basis=plan.basis,
     )
     folder.mkdir(parents=True, exist_ok=True)
     progress = _resume(strategy, before)

@@ -3,7 +3,10 @@
 import pytest
 
 from deploy.config import load_experiment
+from deploy.documents import Document
 from deploy.errors import ConfigError
+from deploy.rules import check
+from deploy.sections import Privacy
 
 PHANTOM = "data: {kind: phantom, sites: 5}\n"
 TOY = "data: {kind: toy, sites: 3}\n"
@@ -105,6 +108,8 @@ BROKEN = [
         "privacy.precision",
         "goes with `engine.device: cuda`",
     ),
+    (TOY + f"privacy: {{{PRIVATE}, subspace: 8}}", "privacy.subspace", "needs a `public` section"),
+    (TOY + f"privacy: {{{PRIVATE}, subspace: 1025}}", "privacy.subspace", "1024"),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
     (TOY + "arms: [federated-dp]", "arms", "privacy"),
     (TOY + "faults: {sitee-1: {drop: true}}", "faults.sitee-1", "no such site"),
@@ -170,6 +175,21 @@ def test_no_suggestion_where_two_names_are_equally_near(load):
     with pytest.raises(ConfigError) as caught:
         load(TOY + "faults: {site-9: {drop: true}}")
     assert caught.value.problems[0].suggestion == ""
+
+
+def test_a_subspace_goes_with_public_data_and_the_engine_that_can_project():
+    document = Document(source="a.yaml", value={}, lines={})
+    private = Privacy(epsilon=3.0, divisor=4.0, subspace=8)
+    opacus = private.model_copy(update={"grad_engine": "opacus"})
+
+    def broken(**sections):
+        return [(problem.path, problem.rule) for problem in check(sections, document)]
+
+    assert [path for path, _ in broken(privacy=private)] == ["privacy.subspace"]
+    assert broken(privacy=private, public=object()) == []
+    ((path, rule),) = broken(privacy=opacus, public=object())
+    assert (path, rule) == ("privacy.grad_engine", "must be `vmap` with a `subspace`")
+    assert broken(privacy=opacus.model_copy(update={"subspace": 0})) == []
 
 
 def test_faults_are_active_in_their_rounds(load):

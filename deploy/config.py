@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from deploy.documents import Document, dump_yaml, load_document
 from deploy.errors import Problem
 from deploy.overrides import apply_overrides
+from deploy.public import Public
 from deploy.rules import check
 from deploy.sections import (
     STRICT,
@@ -55,9 +56,12 @@ to give the same bits."""
 
 
 def _all_arms(fields: dict[str, Any]) -> tuple[Arm, ...]:
-    """Return every arm that an experiment can run: `federated-dp` only with a privacy section."""
+    """Return every arm that an experiment can run: `federated-dp` with a privacy section, `warm-start` with a
+    public one.
+    """
+    public: tuple[Arm, ...] = ("warm-start",) if fields.get("public") is not None else ()
     private: tuple[Arm, ...] = ("federated-dp",) if fields.get("privacy") is not None else ()
-    return ("mean", "local", "federated", *private, "centralised")
+    return ("mean", *public, "local", "federated", *private, "centralised")
 
 
 class Experiment(BaseModel):
@@ -68,6 +72,7 @@ class Experiment(BaseModel):
         seed: Root of all randomness of a simulation.
         engine: What runs the sites.
         data: Whose data; tells its kind by `kind`.
+        public: Public data that every arm starts from, or None.
         model: The model.
         federation: How updates become a model.
         training: Local training without privacy.
@@ -84,6 +89,7 @@ class Experiment(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     engine: Engine = Engine()
     data: Data
+    public: Public | None = None
     model: Model = Model()
     federation: Federation = Federation()
     training: Training = Training()
@@ -129,9 +135,9 @@ class Experiment(BaseModel):
         """Return the SHA-256 of the canonical JSON of everything that decides the trained weights.
 
         Left out: the engine (weights are equal on all, up to rounding on GPUs), the name, the list of arms, audit and
-        report, and options that are not used: a budget that is not there, and fields of `_ADDED` at their default.
+        report, and options that are not used: a section that is not there, and fields of `_ADDED` at their default.
         """
-        unused = {"budget"} if self.budget is None else set()
+        unused = {name for name in ("budget", "public") if getattr(self, name) is None}
         fields = self.model_dump(mode="json", exclude={*_NOT_HASHED, *unused})
         for name, added in _ADDED.items():
             section = getattr(self, name)

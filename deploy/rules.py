@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from deploy.documents import Document, Key
 from deploy.errors import Problem
 from deploy.problems import at, nearest
+from deploy.public import Ds030Data, Public, shared_origin
 from deploy.sections import Engine, Faults, Federation, Model, Privacy, Training
 from deploy.sources import Data, OwnData
 from vae.errors import VaeError
@@ -29,6 +30,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
     """Return every problem between fields of the given sections."""
     rules: tuple[Rule, ...] = (
         _data,
+        _public,
         _model,
         _strategy,
         _quorum,
@@ -48,18 +50,42 @@ def check(sections: Sections, document: Document) -> list[Problem]:
 def _data(sections: Sections, document: Document) -> Iterator[Problem]:
     """The data section builds what it describes."""
     data: Data | None = sections.get("data")
-    if data is None:
-        return
+    if data is not None:
+        yield from _builds(data, ("data",), document)
+
+
+def _builds(data: Data, section: Key, document: Document) -> Iterator[Problem]:
+    """The data of a section can be described to what opens them."""
     builds: dict[Key, Callable[[], Any]]
     if isinstance(data, OwnData):
-        builds = {("data", "sites", name): site.to_spec for name, site in data.sites.items()}
+        builds = {(*section, "sites", name): site.to_spec for name, site in data.sites.items()}
     else:
-        builds = {("data",): data.to_spec}
+        builds = {section: data.to_spec}
     for path, build in builds.items():
         try:
             build()
         except (VaeError, ValueError) as error:
             yield at(document, path, str(error), show_value=False)
+
+
+def _public(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Public data have nothing in common with the sites' own, and all that is trained on them is shared."""
+    public: Public | None = sections.get("public")
+    arms = sections.get("arms")
+    if public is None:
+        if arms and "warm-start" in arms and "public" in sections:
+            yield at(document, ("arms",), "warm-start needs a `public` section", show_value=False)
+        return
+    if not isinstance(public.data, Ds030Data):
+        yield from _builds(public.data, ("public", "data"), document)
+    data: Data | None = sections.get("data")
+    if data is not None:
+        for path, rule in shared_origin(public, data):
+            yield at(document, ("public", "data", *path), rule)
+    federation: Federation | None = sections.get("federation")
+    if federation is not None and federation.sharing != "all":
+        rule = "must be `all` with a `public` section: what is not shared would not start from the public weights"
+        yield at(document, ("federation", "sharing"), rule)
 
 
 def _model(sections: Sections, document: Document) -> Iterator[Problem]:

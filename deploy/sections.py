@@ -20,7 +20,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 TrainableNames = Literal["all", "decoder", "encoder", "biases", "last"]
 ScheduleName = Literal["constant", "cosine", "linear"]
-Arm = Literal["mean", "local", "federated", "federated-dp", "centralised"]
+Arm = Literal["mean", "warm-start", "local", "federated", "federated-dp", "centralised"]
 
 
 def _from_file(path: str, info: ValidationInfo) -> str:

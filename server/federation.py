@@ -24,7 +24,7 @@ from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
 from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy, rounds_applied
 from vae.spec import ModelSpec, Sharing
-from vae.weights import hash_weights
+from vae.weights import hash_weights, require_signature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class FederationPlan:
         kl_warmup_rounds: Global rounds until the KL term has its full weight, 0 for none.
         strategy: How updates become a model.
         initial_seed: Public seed of the initial weights.
+        initial: Shared weights that the run starts from instead, of public data; None for those of the seed.
         quorum: Fewest admitted updates for a round; a round with fewer is not applied.
         patience: How many rounds in a row may be lost before the run stops, >= 1: one bad day is no reason to stop.
         timing: Deadlines.
@@ -64,6 +65,7 @@ class FederationPlan:
     quorum: int
     patience: int = 1
     initial_seed: int = 0
+    initial: Weights | None = None
     timing: Timing = field(default_factory=Timing)
     basis: Weights | None = None
 
@@ -71,6 +73,22 @@ class FederationPlan:
     def basis_hash(self) -> str:
         """Return the SHA-256 of the directions; empty without."""
         return "" if self.basis is None else hash_weights(self.basis)
+
+    def start(self) -> Weights:
+        """Return the shared weights that the run starts from: public, the same at the server and at every site.
+
+        Raises:
+            WeightsError: `initial` are not the shared weights of the model.
+        """
+        if self.initial is None:
+            return initial_weights(self.model, self.sharing, self.initial_seed)
+        from vae.models import build, signature_of  # here, as in `request`
+
+        shared = build(self.model, seed=self.initial_seed).shared_names(self.sharing)
+        require_signature(
+            self.initial, tuple(entry for entry in signature_of(self.model) if entry[0] in shared)
+        )
+        return dict(self.initial)
 
     def request(self, site: str, round_: int, base_hash: str) -> TrainRequest:
         """Return what is asked of a site in a round."""
@@ -124,7 +142,7 @@ class Progress:
 
 
 def initial_weights(model: ModelSpec, sharing: Sharing, seed: int) -> Weights:
-    """Return the shared weights that a run starts from: public, the same at the server and at every site."""
+    """Return the shared weights that a public seed decides."""
     from vae.models import build
     from vae.weights import to_numpy
 
@@ -168,7 +186,7 @@ def federate(
         enrolled=nodes,
         site_weights=plan.site_weights,
         quorum=plan.quorum,
-        weights=initial_weights(plan.model, plan.sharing, plan.initial_seed),
+        weights=plan.start(),
         request_for=plan.request,
         basis=plan.basis,
     )

@@ -12,6 +12,7 @@ from server.report.document import (
     FEDERATED,
     FEDERATED_DP,
     MEAN,
+    WARM_START,
     DifferenceRow,
     Interval,
     ModelFacts,
@@ -23,7 +24,7 @@ from server.report.document import (
 )
 from server.report.measures import arm_label, column_label, columns, compare, difference, measure
 
-_ARMS = (MEAN, FEDERATED, FEDERATED_DP)
+_ARMS = (MEAN, WARM_START, FEDERATED, FEDERATED_DP)
 MAX_MEASURES = 6
 
 

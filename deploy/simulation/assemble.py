@@ -13,7 +13,7 @@ from deploy.config import Experiment
 from deploy.plans import ALL_RECORDS
 from deploy.simulation import diary
 from deploy.simulation.evidence import measure
-from deploy.simulation.judge import judge, latent_use, pictures
+from deploy.simulation.judge import Judgement, judge, latent_use, pictures
 from deploy.simulation.ledgers import ledger_path
 from deploy.simulation.run import Setting, Trained
 from deploy.simulation.sites import POOLED, refused_records, spent_by_round
@@ -83,6 +83,17 @@ def data_note(experiment: Experiment, refused: Mapping[str, Mapping[str, int]] |
     )
 
 
+def _public_note(experiment: Experiment) -> str:
+    """Return what every arm started from, if from public data."""
+    public = experiment.public
+    if public is None:
+        return ""
+    return (
+        f"Every arm starts from weights trained on public data ({public.data.kind}, {public.steps} steps), which costs "
+        "no privacy. "
+    )
+
+
 def anomaly_settings(experiment: Experiment) -> AnomalySettings:
     """Return how anomalies are scored: lesions of a phantom without PET are bright in one contrast, dark in another."""
     data = experiment.data
@@ -99,15 +110,7 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         wall_s: How long it took in all [s].
     """
     experiment = setting.experiment
-    judged = judge(
-        trained.arms,
-        trained.spec,
-        trained.sites,
-        seed=experiment.seed,
-        num_bootstrap=experiment.report.bootstrap,
-        with_mean="mean" in experiment.arms,
-        settings=anomaly_settings(experiment),
-    )
+    judged = judge_arms(setting, trained)
     entries = diary.read(setting.out / "sites", (*experiment.site_names, POOLED))
     arm = subject(trained)
     plan, ended = (trained.plans[arm], trained.federated[arm]) if arm else (None, None)
@@ -135,7 +138,8 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
         faults=json.loads(experiment.faults.model_dump_json(exclude_defaults=True)),
         timings=_timings(trained, entries, arm, wall_s),
         synthetic=experiment.data.kind in ("phantom", "toy"),
-        data_note=data_note(experiment, refused_records(experiment, setting.cache)),
+        data_note=_public_note(experiment)
+        + data_note(experiment, refused_records(experiment, setting.cache)),
         weights_sha256=hash_weights(ended.state.final) if ended and ended.round else None,
         curves=tuple(
             SiteCurve(site=entry.site, round=entry.round, reconstruction=entry.reconstruction, kl=entry.kl)
@@ -150,13 +154,53 @@ def assemble(setting: Setting, trained: Trained, *, wall_s: float) -> Report:
     )
 
 
+def judge_arms(setting: Setting, trained: Trained) -> Judgement:
+    """Return the metrics of every arm of a simulation.
+
+    Args:
+        setting: What was run.
+        trained: What came out.
+    """
+    experiment = setting.experiment
+    return judge(
+        trained.arms,
+        trained.spec,
+        trained.sites,
+        seed=experiment.seed,
+        num_bootstrap=experiment.report.bootstrap,
+        with_mean="mean" in experiment.arms,
+        settings=anomaly_settings(experiment),
+    )
+
+
+def most_spent(setting: Setting, trained: Trained) -> float | None:
+    """Return the largest epsilon that a site has spent, by the PLD accountant; None without a private arm.
+
+    Args:
+        setting: What was run.
+        trained: What came out.
+    """
+    plan = trained.plans.get(FEDERATED_DP)
+    if plan is None:
+        return None
+    folder = setting.out / "sites"
+    spent: set[tuple[tuple[Release, ...], float]] = set()  # sites mostly spend the same: once is enough
+    for site, asked in plan.plans.items():
+        if isinstance(asked, PrivacyPlan):
+            ledger = ledger_path(setting.experiment, folder, site)
+            releases = tuple(each for _, each in spent_by_round(folder, site, plan.run_id, ledger))
+            spent.add((releases, asked.delta))
+    return max((epsilons(releases, delta).pld for releases, delta in spent if releases), default=None)
+
+
 def _attacks(setting: Setting, trained: Trained) -> AttackFacts | None:
     """Return what attacks have shown, None where the experiment asks for none."""
     if setting.experiment.audit is None:
         return None
     setting.progress.note("attacks: canaries, membership, copies")
     arms = {arm.name: arm for arm in trained.arms}
-    return measure(setting.experiment, trained.spec, trained.sites, arms, setting.out / "arms")
+    folder = setting.out / "arms"
+    return measure(setting.experiment, trained.spec, trained.sites, arms, folder, initial=trained.initial)
 
 
 def primary_metric(results: Sequence[ResultRow]) -> tuple[str, str] | None:
@@ -187,6 +231,10 @@ def not_covered(experiment: Experiment) -> tuple[str, ...]:
         "Choosing settings after looking at such a report spends privacy that is not counted here.",
         "Who took part, when, and the public constants of the plan are known to the server.",
     ]
+    if experiment.public is not None:
+        sentences.append(
+            "The start was trained on data that count as public: whoever is among them has no privacy here."
+        )
     if experiment.federation.sharing != "all":
         sentences.append(
             "Parameters that are not shared stay at their site; they are trained with the same noise."

@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
+from client.contract import Weights
 from deploy.config import Experiment
 from deploy.plans import learning_plan, noise_multiplier, privacy_plan
 from deploy.simulation.judge import Arm, model_of
@@ -38,6 +39,7 @@ from vae.models import build
 from vae.models.protocol import Vae
 from vae.spec import ModelSpec
 from vae.tasks.attack import nearest_patients, patient_scores, sample_records
+from vae.weights import load_into
 
 GUESTS = 200
 SAMPLES = 200
@@ -55,6 +57,8 @@ def measure(
     sites: Mapping[str, SiteData],
     arms: Mapping[str, Arm],
     folder: Path,
+    *,
+    initial: Weights | None = None,
 ) -> AttackFacts:
     """Return what attacks have shown, making those that are not in the folder yet.
 
@@ -64,9 +68,10 @@ def measure(
         sites: Every hospital's cohorts.
         arms: Trained arms by name.
         folder: Where the results are kept.
+        initial: Public weights that the run started from; None for those of its seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    job = _Job(experiment, spec, sites)
+    job = _Job(experiment, spec, sites, initial)
     facts = AttackFacts(
         gradient=canaries_of(_kept(folder / FILES["gradient"], lambda: job.gradient().to_dict())),
         control=canaries_of(_kept(folder / FILES["control"], lambda: job.control().to_dict())),
@@ -96,11 +101,18 @@ def canaries_of(found: Mapping[str, Any]) -> Canaries:
 class _Job:
     """Training jobs like a site's part of the run, all rounds in one, with strangers among its patients."""
 
-    def __init__(self, experiment: Experiment, spec: ModelSpec, sites: Mapping[str, SiteData]) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        spec: ModelSpec,
+        sites: Mapping[str, SiteData],
+        initial: Weights | None,
+    ) -> None:
         privacy, audit = experiment.privacy, experiment.audit
         if privacy is None or audit is None:
             raise ValueError("attacks need `audit` and `privacy` sections")
         self._site, data = next(iter(sites.items()))
+        self._initial = initial
         self._experiment, self._audit, self._spec, self._cohort = experiment, audit, spec, data.train
         steps = min(audit.max_steps, privacy.local_steps * experiment.federation.rounds)
         asked = privacy_plan(experiment, self._site, noise_multiplier(experiment), randomness="seeded")
@@ -148,6 +160,8 @@ class _Job:
     def _model(self) -> nn.Module:
         """Return a fresh model, of which that is trained which the arm trains."""
         model = build(self._spec, seed=self._experiment.seed)
+        if self._initial is not None:
+            load_into(model, self._initial)
         names = model.trainable_names(self._learning.trainable)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from client.contract import Failure, TrainRequest, Update, Weights, decode_reply, encode_request
 from deploy.errors import EngineError
 from server.clock import Clock
-from server.federation import FederationPlan, initial_weights
+from server.federation import FederationPlan
 from server.rounds import Collector, enrol
 from vae.models import signature_of
 from vae.weights import hash_weights, load, save
@@ -52,7 +52,7 @@ def train_isolated(
     if finished is not None:
         return finished
     nodes = enrol(grid, names, clock, timeout_s=plan.timing.enrol_s)
-    weights = {name: initial_weights(plan.model, "all", plan.initial_seed) for name in nodes}
+    weights = {name: plan.start() for name in nodes}
     collector = Collector(grid, clock, plan.timing.deadline_s)
     for round_ in range(1, plan.rounds + 1):
         waiting = dict(nodes)

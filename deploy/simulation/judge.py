@@ -217,6 +217,8 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     means = [mean for mean in (document.MEAN, document.SITE_MEAN) if mean in names]
     pairs = [(arm, mean) for mean in means for arm in _COMPARED if arm in names]
     for arm, baseline in (
+        (document.FEDERATED_DP, document.WARM_START),
+        (document.FEDERATED, document.WARM_START),
         (document.FEDERATED_DP, document.FEDERATED),
         (document.FEDERATED, OWN),
         (document.FEDERATED_DP, OWN),

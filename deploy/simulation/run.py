@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -27,6 +27,7 @@ from deploy.simulation.faults import FaultyGrid, fault_plan
 from deploy.simulation.isolated import train_isolated
 from deploy.simulation.judge import MAX_ALONE_ARMS, OWN, Arm, LatentLog, latent_use
 from deploy.simulation.progress import Progress, RoundView
+from deploy.simulation.public import warm_start
 from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare, refused_records
 from privacy.claim import Claim
 from server.checkpoint import latest
@@ -79,6 +80,7 @@ class Trained:
         wall_s: Arm name -> wall time of its rounds run now [s].
         rounds_now: Arm name -> rounds run now, not before a resume.
         latents: Arm -> use of its latents after some rounds.
+        initial: Public weights that every arm started from; None without public data.
         stopped: Why training ended before its last round, if it did: too few sites answered.
     """
 
@@ -90,6 +92,7 @@ class Trained:
     wall_s: Mapping[str, float]
     rounds_now: Mapping[str, frozenset[int]]
     latents: Mapping[str, tuple[LatentUse, ...]]
+    initial: Weights | None = None
     stopped: QuorumLostError | None = None
 
 
@@ -139,7 +142,7 @@ def train(setting: Setting) -> Trained:
     Too few answers in a round end training, and `Trained.stopped` says so: what was finished is returned.
 
     Raises:
-        DataError: the data are not ready.
+        DataError: the data are not ready, or the public ones do not go with them.
         PrivacyError: the private arm cannot be had; nothing was prepared or trained.
         ServerError: enrolment failed, or checkpoints are another run's.
         EngineError: the engine failed, or the device that it needs is not there.
@@ -162,6 +165,11 @@ def train(setting: Setting) -> Trained:
         )
     first = next(iter(sites.values())).train
     spec = experiment.model_spec(first.record_shape, len(first.covariate_names))
+    initial = (
+        warm_start(experiment, spec, setting.cache, workers=setting.workers, note=setting.progress.note)
+        if experiment.public is not None
+        else None
+    )
     names = (*experiment.site_names, POOLED) if "centralised" in experiment.arms else experiment.site_names
     virtual = VirtualSites(
         experiment=experiment.model_dump_json(),
@@ -171,7 +179,7 @@ def train(setting: Setting) -> Trained:
     )
 
     def work(grid: Grid) -> Trained:
-        return _Training(setting, spec, sites, grid).run()
+        return _Training(setting, spec, sites, grid, initial).run()
 
     try:
         if setting.engine == "ray":
@@ -184,8 +192,16 @@ def train(setting: Setting) -> Trained:
 class _Training:
     """The arms of one experiment on one grid."""
 
-    def __init__(self, setting: Setting, spec: ModelSpec, sites: Mapping[str, SiteData], grid: Grid) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        spec: ModelSpec,
+        sites: Mapping[str, SiteData],
+        grid: Grid,
+        initial: Weights | None,
+    ) -> None:
         self._setting = setting
+        self._initial = initial
         self._experiment = setting.experiment
         self._spec = spec
         self._sites = sites
@@ -199,7 +215,7 @@ class _Training:
 
     def run(self) -> Trained:
         """Train all arms."""
-        arms = [*self._isolated(), *self._federations()]
+        arms = [*self._untrained(), *self._isolated(), *self._federations()]
         return Trained(
             spec=self._spec,
             sites=self._sites,
@@ -209,12 +225,21 @@ class _Training:
             wall_s=self._wall,
             rounds_now={arm: frozenset(rounds) for arm, rounds in self._rounds_now.items()},
             latents={arm: self._latents(arm).read() for arm in self._federated},
+            initial=self._initial,
             stopped=self._stopped,
         )
 
+    def _untrained(self) -> list[Arm]:
+        """Return the public start as it is, if the experiment asks for it."""
+        if self._initial is None or "warm-start" not in self._experiment.arms:
+            return []
+        weights = dict.fromkeys(self._experiment.site_names, self._initial)
+        return [Arm(name=document.WARM_START, weights=weights)]
+
     def _plan(self, *, private: bool) -> FederationPlan:
         """Return the plan of a federated arm; what is random in a simulation is seeded."""
-        return federation_plan(self._experiment, self._spec, private=private, randomness="seeded")
+        plan = federation_plan(self._experiment, self._spec, private=private, randomness="seeded")
+        return replace(plan, initial=self._initial)
 
     def _isolated(self) -> list[Arm]:
         """Train each site alone, and all patients in one place."""

@@ -9,7 +9,19 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from server.report.canvas import BLUE, GREEN, INK, MUTED, ORANGE, VERMILION, WIDTH, canvas, finite, svg
+from server.report.canvas import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    WIDTH,
+    canvas,
+    finite,
+    svg,
+)
 from server.report.document import (
     ALONE,
     CENTRALISED,
@@ -17,6 +29,7 @@ from server.report.document import (
     FEDERATED_DP,
     MEAN,
     SITE_MEAN,
+    WARM_START,
     Report,
     ResultRow,
 )
@@ -26,8 +39,15 @@ from server.report.words import shown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {MEAN: MUTED, SITE_MEAN: MUTED, FEDERATED: GREEN, FEDERATED_DP: BLUE, CENTRALISED: ORANGE}
-_MARKERS = {MEAN: "D", SITE_MEAN: "v", FEDERATED: "o", FEDERATED_DP: "o", CENTRALISED: "s"}
+_COLOURS = {
+    MEAN: MUTED,
+    SITE_MEAN: MUTED,
+    WARM_START: PURPLE,
+    FEDERATED: GREEN,
+    FEDERATED_DP: BLUE,
+    CENTRALISED: ORANGE,
+}
+_MARKERS = {MEAN: "D", SITE_MEAN: "v", WARM_START: "^", FEDERATED: "o", FEDERATED_DP: "o", CENTRALISED: "s"}
 
 
 def forest(report: Report, *, only: tuple[str, str] | None = None) -> str:

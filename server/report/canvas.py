@@ -12,15 +12,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from server.report.document import Report
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1b2530", "#5b6875", "#d5dbe1"
-BLUE, ORANGE, GREEN, VERMILION = "#0a5c8f", "#c65f00", "#00785a", "#b3261e"
+BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0a5c8f", "#c65f00", "#00785a", "#b3261e", "#6b4fa0"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -52,8 +50,16 @@ _FONTS = "'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', 'DejaV
 WIDTH = 10.8
 
 
+class Stamped(Protocol):
+    """What a picture is of: a report, or another document that knows whether its data were made up."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Return whether all data were made up."""
+
+
 @contextmanager
-def canvas(report: Report, width: float, height: float, *, stamp: str = "") -> Iterator[Figure]:
+def canvas(report: Stamped, width: float, height: float, *, stamp: str = "") -> Iterator[Figure]:
     """Yield a figure [inches] in the house style, outside pyplot's global state, with its stamps."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

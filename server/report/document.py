@@ -25,6 +25,8 @@ Interval = tuple[float, float]
 MEAN = "predict-the-mean"
 SITE_MEAN = "site-mean"
 """Every site's test records are predicted as the mean of that site's own training records."""
+WARM_START = "warm-start"
+"""The public weights that every arm starts from, as they are: what no hospital has added anything to."""
 FEDERATED = "federated"
 FEDERATED_DP = "federated-dp"
 CENTRALISED = "centralised"
@@ -319,8 +321,8 @@ class Report:
     def arms(self) -> tuple[str, ...]:
         """Return all arms: baselines, sites alone, federated, federated with privacy, centralised, others."""
         seen = dict.fromkeys(row.arm for row in self.results)
-        order = {MEAN: 0, SITE_MEAN: 1, FEDERATED: 3, FEDERATED_DP: 4, CENTRALISED: 5}
-        return tuple(sorted(seen, key=lambda arm: 2 if arm.startswith(ALONE) else order.get(arm, 6)))
+        order = {MEAN: 0, SITE_MEAN: 1, WARM_START: 2, FEDERATED: 4, FEDERATED_DP: 5, CENTRALISED: 6}
+        return tuple(sorted(seen, key=lambda arm: 3 if arm.startswith(ALONE) else order.get(arm, 7)))
 
     @property
     def subject(self) -> str:

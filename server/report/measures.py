@@ -18,6 +18,7 @@ from server.report.document import (
     MEAN,
     OWN_PATIENTS,
     SITE_MEAN,
+    WARM_START,
     Better,
     Interval,
     MetricFacts,
@@ -164,6 +165,7 @@ def arm_label(report: Report, arm: str) -> str:
     named = {
         MEAN: "Predict the mean",
         SITE_MEAN: "Predict the site's own mean",
+        WARM_START: "Public start, untrained here",
         FEDERATED: "Federated, no privacy",
         FEDERATED_DP: noise,
         CENTRALISED: "Centralised, no privacy",

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from server.report.document import MEAN, SITE_MEAN, Attendance, Report, ResultRow, Status, status_of
+from server.report.document import (
+    MEAN,
+    SITE_MEAN,
+    WARM_START,
+    Attendance,
+    Report,
+    ResultRow,
+    Status,
+    status_of,
+)
 from server.report.figures import drawn_sites
 from server.report.measures import (
     Comparison,
@@ -94,7 +103,7 @@ def arm_rows(report: Report) -> tuple[ArmRow, ...]:
     return tuple(
         ArmRow(
             label=arm_label(report, arm),
-            baseline=arm in (MEAN, SITE_MEAN),
+            baseline=arm in (MEAN, SITE_MEAN, WARM_START),
             subject=arm == report.subject,
             cells=tuple(_cell(found.get((arm, *pair)), best[pair], places[pair]) for pair in pairs),
         )

@@ -17,6 +17,7 @@ from server.report.document import (
     FEDERATED_DP,
     MEAN,
     SITE_MEAN,
+    WARM_START,
     Report,
     Status,
     status_of,
@@ -247,6 +248,7 @@ def _against_others(report: Report) -> tuple[Finding, ...]:
     first = primary(report)
     others = {
         SITE_MEAN: "predicting each site's own mean",
+        WARM_START: "the public weights that it started from",
         FEDERATED: "the same training without noise",
         CENTRALISED: "training on all data in one place",
     }

@@ -37,6 +37,24 @@ def initialise(model: GaussianVae, *, initial_scale: float, generator: torch.Gen
                 _initialise_layer(name, module, generator)
 
 
+def centre_output(model: GaussianVae, mean: Tensor) -> None:
+    """Set the bias of the decoder's last layer so that an input of zeros decodes to a given mean.
+
+    Args:
+        model: On the CPU.
+        mean: [C] of an image's channels, or [F] of a table's columns, of public data; with a sigmoid output it is
+            brought into (0.001, 0.999) first.
+
+    Raises:
+        ValueError: the mean has another length.
+    """
+    *_, bias = (value for name, value in model.decoder.named_parameters() if name.endswith(".bias"))
+    if mean.shape != bias.shape:
+        raise ValueError(f"mean must be {list(bias.shape)}, got {list(mean.shape)}")
+    with torch.no_grad():
+        bias.copy_(torch.logit(mean, eps=1e-3) if model.spec.output == "sigmoid" else mean)
+
+
 def _initialise_layer(name: str, module: nn.Module, generator: torch.Generator) -> None:
     """Write the parameters that `module` itself owns."""
     if isinstance(module, nn.Linear | _ConvNd):

@@ -10,6 +10,10 @@ from deploy.sections import Privacy
 
 PHANTOM = "data: {kind: phantom, sites: 5}\n"
 TOY = "data: {kind: toy, sites: 3}\n"
+MAPS = (
+    "data: {kind: phantom, founders: /maps, founder_subset: [b]}\n"
+    "public: {data: {kind: phantom, scanner_offset: 4, founders: /maps, seed: 1, "
+)
 PRIVATE = "epsilon: 3, divisor: 4"
 
 
@@ -111,6 +115,43 @@ BROKEN = [
     (TOY + f"privacy: {{{PRIVATE}, subspace: 8}}", "privacy.subspace", "needs a `public` section"),
     (TOY + f"privacy: {{{PRIVATE}, subspace: 1025}}", "privacy.subspace", "1024"),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
+    (TOY + "arms: [warm-start]", "arms", "needs a `public` section"),
+    (TOY + "public: {data: {kind: toy}}", "public.data.seed", "the same people"),
+    (
+        TOY + "public: {data: {kind: toy, seed: 2}}\nfederation: {sharing: decoder}",
+        "federation.sharing",
+        "must be `all`",
+    ),
+    (TOY + "public: {data: {kind: toy, seed: 2, records: [3, 1]}}", "public.data", "records"),
+    (
+        PHANTOM + "public: {data: {kind: phantom, scanner_offset: 5, founders: /maps}}",
+        "public.data.seed",
+        "deformed alike",
+    ),
+    (
+        PHANTOM + "public: {data: {kind: phantom, seed: 1, scanner_offset: 4, founders: /maps}}",
+        "public.data.scanner_offset",
+        "give 5 or more",
+    ),
+    (
+        PHANTOM + "public: {data: {kind: phantom, seed: 1, scanner_offset: 5}}",
+        "public.data.founders",
+        "descend from",
+    ),
+    (MAPS + "founder_subset: [a, b]}}", "public.data.founders", "descend from"),
+    (MAPS + "founder_subset: [c], held_out_founders: [b]}}", "public.data.founders", "descend from"),
+    (MAPS.removesuffix(", ") + "}}", "public.data.founders", "descend from"),
+    (
+        "data: {kind: abide, sites: [NYU, UM]}\npublic: {data: {kind: abide, sites: [UM, YALE]}}",
+        "public.data.sites",
+        "UM: the patients",
+    ),
+    (
+        "data: {kind: table, sites: {a: {path: /x/a.csv, features: [f]}}}\n"
+        "public: {data: {kind: table, sites: {b: {path: /x/../x/a.csv, features: [f]}}}}",
+        "public.data.sites.b.path",
+        "a site's own data",
+    ),
     (TOY + "arms: [federated-dp]", "arms", "privacy"),
     (TOY + "faults: {sitee-1: {drop: true}}", "faults.sitee-1", "no such site"),
     (TOY + "faults: {site-1: {}}", "faults.site-1", "names no fault"),
@@ -150,6 +191,11 @@ def test_a_broken_rule_is_the_only_problem(load, text, path, rule):
         TOY + "training: {schedule: cosine, final_share: 0.2, warmup_steps: 99}",
         TOY + f"privacy: {{{PRIVATE}, optimiser: adam-corrected, moment_floor: 0.2, schedule: linear}}",
         TOY + f"federation: {{sharing: decoder}}\nprivacy: {{{PRIVATE}, trainable: last}}",
+        TOY + "public: {data: {kind: toy, seed: 2}}\narms: [warm-start, federated]",
+        "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: abide, sites: [UM]}, steps: 0}",
+        "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: ds030}}",
+        MAPS + "founder_subset: [a]}}",
+        PHANTOM + "public: {data: {kind: phantom, seed: 1, scanner_offset: 5, founders: /maps}}",
         TOY + "faults: {dropout: 0.3, site-2: {update: nan, rounds: [1, 10]}}",
         TOY + "faults: {site-1: {delay_s: 3.5}, site-2: {bandwidth_mbit: 2}, site-3: {crash: true}}",
     ],

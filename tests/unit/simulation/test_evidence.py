@@ -9,9 +9,11 @@ from deploy.simulation import evidence
 from deploy.simulation.evidence import FILES, RELEASED_NAME, few_steps, measure
 from deploy.simulation.sites import open_site
 from privacy.accounting import PldAccountant, Release
+from server.federation import initial_weights
 from server.report.evidence import attack_rows
 from tests.support.experiments import experiment, run
 from vae.data.cohort import Cohort
+from vae.weights import hash_weights, to_numpy
 
 MADE = experiment(
     arms=["local", "federated-dp"],
@@ -100,10 +102,12 @@ def test_the_job_that_is_attacked_learns_as_the_arm_does():
     made = experiment(audit={"canaries": 500, "max_steps": 3}, privacy=learning)
     spec = made.model_spec((5,))
     data = open_site(made, "site-1", None)
-    job = evidence._Job(made, spec, {"site-1": data})
+    job = evidence._Job(made, spec, {"site-1": data}, initial_weights(spec, "all", 77))
     optimiser = job._training()["optimiser"]
     assert (optimiser.kind, optimiser.learning_rate) == ("adam-corrected", 0.02)
     assert [optimiser.schedule.share(step) for step in (0, 1, 2)] == pytest.approx([1.0, 0.55, 0.1])
     model = job._model()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == model.trainable_names("decoder")
+    start = to_numpy(model, [name for name, _ in model.named_parameters()])
+    assert hash_weights(start) == hash_weights(initial_weights(spec, "all", 77))

@@ -74,9 +74,19 @@ def founder_names(spec: PhantomSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def sources_digest(spec: PhantomSpec) -> str:
     """Return the SHA-256 over the content of every source file the spec can use."""
     digest = hashlib.sha256()
-    for name, paths in founder_sources(spec.founders, spec.founder_subset, spec.held_out_founders).items():
-        digest.update(f"{name}\0{_content(paths)}\0".encode())
+    for name, content in founder_digests(spec).items():
+        digest.update(f"{name}\0{content}\0".encode())
     return digest.hexdigest()
+
+
+def founder_digests(spec: PhantomSpec) -> dict[str, str]:
+    """Return each founder that the spec can use -> SHA-256 of its source files: which brain it is, by any name.
+
+    Raises:
+        DataError: the folder is missing, or lacks a founder that the spec names.
+    """
+    sources = founder_sources(spec.founders, spec.founder_subset, spec.held_out_founders)
+    return {name: _content(paths) for name, paths in sources.items()}
 
 
 def load_founder(spec: PhantomSpec, name: str, *, cache: Path) -> Founder:

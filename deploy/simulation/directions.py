@@ -16,8 +16,8 @@ def directions_from(
 ) -> Weights:
     """Return k orthonormal directions that hold most of the gradients of a public cohort, at public weights.
 
-    What to do with them: `replace(plan, basis=directions_from(...))` for the plan of the private arm, after the warm
-    start and with its weights. Directions are the same for every round and site.
+    For `FederationPlan.basis` of the private arm (`deploy.simulation.run`). Directions are the same for every round and
+    site; a run that goes on makes them anew.
 
     Args:
         spec: The model.

@@ -3,10 +3,7 @@
 import pytest
 
 from deploy.config import load_experiment
-from deploy.documents import Document
 from deploy.errors import ConfigError
-from deploy.rules import check
-from deploy.sections import Privacy
 
 PHANTOM = "data: {kind: phantom, sites: 5}\n"
 TOY = "data: {kind: toy, sites: 3}\n"
@@ -113,6 +110,12 @@ BROKEN = [
         "goes with `engine.device: cuda`",
     ),
     (TOY + f"privacy: {{{PRIVATE}, subspace: 8}}", "privacy.subspace", "needs a `public` section"),
+    (
+        TOY
+        + f"public: {{data: {{kind: toy, seed: 2}}}}\nprivacy: {{{PRIVATE}, subspace: 8, grad_engine: opacus}}",
+        "privacy.grad_engine",
+        "must be `vmap` with a `subspace`",
+    ),
     (TOY + f"privacy: {{{PRIVATE}, subspace: 1025}}", "privacy.subspace", "1024"),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
     (TOY + "arms: [warm-start]", "arms", "needs a `public` section"),
@@ -192,6 +195,7 @@ def test_a_broken_rule_is_the_only_problem(load, text, path, rule):
         TOY + f"privacy: {{{PRIVATE}, optimiser: adam-corrected, moment_floor: 0.2, schedule: linear}}",
         TOY + f"federation: {{sharing: decoder}}\nprivacy: {{{PRIVATE}, trainable: last}}",
         TOY + "public: {data: {kind: toy, seed: 2}}\narms: [warm-start, federated]",
+        TOY + f"public: {{data: {{kind: toy, seed: 2}}}}\nprivacy: {{{PRIVATE}, subspace: 8}}",
         "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: abide, sites: [UM]}, steps: 0}",
         "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: ds030}}",
         MAPS + "founder_subset: [a]}}",
@@ -221,21 +225,6 @@ def test_no_suggestion_where_two_names_are_equally_near(load):
     with pytest.raises(ConfigError) as caught:
         load(TOY + "faults: {site-9: {drop: true}}")
     assert caught.value.problems[0].suggestion == ""
-
-
-def test_a_subspace_goes_with_public_data_and_the_engine_that_can_project():
-    document = Document(source="a.yaml", value={}, lines={})
-    private = Privacy(epsilon=3.0, divisor=4.0, subspace=8)
-    opacus = private.model_copy(update={"grad_engine": "opacus"})
-
-    def broken(**sections):
-        return [(problem.path, problem.rule) for problem in check(sections, document)]
-
-    assert [path for path, _ in broken(privacy=private)] == ["privacy.subspace"]
-    assert broken(privacy=private, public=object()) == []
-    ((path, rule),) = broken(privacy=opacus, public=object())
-    assert (path, rule) == ("privacy.grad_engine", "must be `vmap` with a `subspace`")
-    assert broken(privacy=opacus.model_copy(update={"subspace": 0})) == []
 
 
 def test_faults_are_active_in_their_rounds(load):

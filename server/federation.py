@@ -19,7 +19,7 @@ from client.contract import FailureCode, LearningPlan, Plan, TrainRequest, Weigh
 from server.admission import Admission, RejectionCode
 from server.checkpoint import Checkpoint, latest, save
 from server.clock import Clock
-from server.errors import AggregationError, BudgetSpentError, QuorumLostError
+from server.errors import AggregationError, BudgetSpentError, QuorumLostError, StrategyError
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
 from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy, rounds_applied
@@ -169,12 +169,19 @@ def federate(
         observe: Called after each round.
 
     Raises:
+        StrategyError: a subspace without its directions, or the other way round; nobody was asked anything.
         EnrolmentError: a site did not answer.
         QuorumLostError: too few admitted updates in `patience` rounds in a row; the rounds before are saved.
         BudgetSpentError: so many sites refuse for want of budget that the quorum is out of reach; likewise.
         AggregationError: likewise, since the rule could not work with those that were admitted.
         CheckpointError: the folder holds another run's checkpoints.
     """
+    if bool(plan.learning.subspace) != (plan.basis is not None):
+        raise StrategyError(
+            f"subspace: {plan.learning.subspace} directions are asked for, and the plan has "
+            f"{'none' if plan.basis is None else 'some'}: a simulation makes them of its public data, a deployment "
+            "cannot yet; set privacy.subspace to 0"
+        )
     before = latest(folder, config_hash=plan.config_hash)
     if before is not None and before.round >= plan.rounds:
         return Progress(round=before.round, state=_state(before))

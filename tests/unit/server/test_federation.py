@@ -327,6 +327,16 @@ def test_directions_go_with_every_request_and_are_named_by_their_hash(world, tmp
     assert {request.basis_hash for _, request in asked} == {hash_weights(basis)}
 
 
+def test_a_subspace_without_directions_is_refused_before_anybody_is_asked(world, tmp_path):
+    make, asked = world
+    lacking = dataclasses.replace(FEDERATION, learning=LearningPlan(subspace=2))
+    with pytest.raises(StrategyError, match="subspace: 2 directions are asked for, and the plan has none"):
+        _run(make(), tmp_path, lacking)
+    with pytest.raises(StrategyError, match="subspace: 0 directions are asked for, and the plan has some"):
+        _run(make(), tmp_path, dataclasses.replace(FEDERATION, basis={}))
+    assert asked == []
+
+
 def test_a_plan_without_directions_asks_for_no_subspace():
     assert FEDERATION.request("north", 1, "x").basis_hash == ""
     lacking = dataclasses.replace(FEDERATION, learning=LearningPlan(subspace=2))

@@ -14,8 +14,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.contract import (
+    BASIS,
     Failure,
     FailureCode,
+    decode_arrays,
     decode_request,
     encode_description,
     encode_failure,
@@ -52,7 +54,12 @@ def make_app(connect: Connect) -> ClientApp:
         """Answer with the site's update."""
         try:
             request, weights = decode_request(message.content)
-            return Message(encode_update(connect(context).train(request, weights)), reply_to=message)
+            site = connect(context)
+            if request.learning.subspace:
+                update = site.train(request, weights, decode_arrays(message.content, BASIS))
+            else:
+                update = site.train(request, weights)
+            return Message(encode_update(update), reply_to=message)
         except Exception as error:  # noqa: BLE001 - nothing but a code may leave
             return _failure(error, message, context)
 

@@ -35,6 +35,7 @@ from vae.errors import ModelSpecError
 from vae.spec import NOTHING_TRAVELS, ModelSpec, Sharing
 
 __all__ = [
+    "BASIS",
     "MAX_HEADS",
     "PROTOCOL_VERSION",
     "ContractError",
@@ -48,6 +49,7 @@ __all__ = [
     "Weights",
     "arrays_of",
     "configs_of",
+    "decode_arrays",
     "decode_reply",
     "decode_request",
     "decode_weights",
@@ -59,7 +61,7 @@ __all__ = [
     "model_from_dict",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_HEADS = 64
 """Ledger heads in one message: enough for a witness or two of each of many sites, round by round."""
 
@@ -68,8 +70,10 @@ Plan = PrivacyPlan | NoPrivacy
 
 _REQUEST_FIELDS = (
     "version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning", "initial_seed",
-    "num_sites", "heads",
+    "num_sites", "heads", "basis_hash",
 )  # fmt: skip
+BASIS = "basis"
+"""Name of the record of public directions, the second one of arrays; only with `learning.subspace` above 0."""
 _WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
 _MAX_AXES = 8  # of an array that is read without NumPy's parser; others are read, too
 
@@ -106,6 +110,7 @@ class TrainRequest:
         num_sites: How many sites take part in the run, as the server says.
         heads: Ledger heads that the server and other sites have kept: of this site, which must contain them,
             and of others, which it keeps.
+        basis_hash: SHA-256 of the public directions that come with the request; empty without `learning.subspace`.
 
     Raises:
         ContractError: fields contradict each other.
@@ -121,6 +126,7 @@ class TrainRequest:
     initial_seed: int = 0
     num_sites: int = 1
     heads: tuple[Head, ...] = ()
+    basis_hash: str = ""
     version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
@@ -138,6 +144,7 @@ class TrainRequest:
             raise ContractError(
                 "optimiser: adam-corrected corrects for noise, and the plan has none; use adam"
             )
+        _check_subspace(self)
         self.learning.to_optimiser()  # a schedule without its steps is refused here, before anything is spent
 
     @property
@@ -196,7 +203,7 @@ class Description:
 
 
 def encode_request(request: TrainRequest, weights: Mapping[str, Any]) -> RecordDict:
-    """Return the message content of a request with the base weights."""
+    """Return the message content of a request with the base weights; directions are put beside them as `BASIS`."""
     body = {
         "version": request.version,
         "run_id": request.run_id,
@@ -209,6 +216,7 @@ def encode_request(request: TrainRequest, weights: Mapping[str, Any]) -> RecordD
         "initial_seed": request.initial_seed,
         "num_sites": request.num_sites,
         "heads": [head.to_dict() for head in request.heads],
+        "basis_hash": request.basis_hash,
     }
     return RecordDict({_WEIGHTS: encode_weights(weights), _REQUEST: ConfigRecord({"json": json.dumps(body)})})
 
@@ -238,10 +246,32 @@ def decode_request(content: RecordDict) -> tuple[TrainRequest, Weights]:
             initial_seed=_count(body, "initial_seed"),
             num_sites=_count(body, "num_sites"),
             heads=_heads(body),
+            basis_hash=_text(body, "basis_hash") if body["basis_hash"] != "" else "",
         )
     except (TypeError, ValueError, ModelSpecError, PrivacyError) as error:
         raise ContractError(f"request: {error}") from error
-    return request, decode_weights(content)
+    expected = {_WEIGHTS, BASIS} if request.learning.subspace else {_WEIGHTS}
+    if set(arrays_of(content)) != expected:
+        raise ContractError(
+            f"request: exactly the records of arrays {', '.join(sorted(expected))} are needed"
+        )
+    return request, decode_arrays(content, _WEIGHTS)
+
+
+def _check_subspace(request: TrainRequest) -> None:
+    """Refuse a subspace where it could not do what it says.
+
+    Raises:
+        ContractError: it is without privacy, without its directions, or with an engine that cannot compute it.
+    """
+    if bool(request.learning.subspace) != bool(request.basis_hash):
+        raise ContractError("basis_hash: is given with a subspace above 0, and only with it")
+    if not request.learning.subspace:
+        return
+    if isinstance(request.plan, NoPrivacy):
+        raise ContractError("subspace: saves noise, and the plan has none; set it to 0")
+    if request.plan.grad_engine != "vmap":
+        raise ContractError(f"subspace: needs grad_engine vmap, got {request.plan.grad_engine}")
 
 
 def encode_update(update: Update) -> RecordDict:
@@ -366,19 +396,29 @@ def decode_weights(content: RecordDict) -> Weights:
     Raises:
         ContractError: there is not exactly one record of arrays, or an array is not float32 or cannot be read.
     """
-    records = arrays_of(content)
-    if set(records) != {_WEIGHTS}:
+    if set(arrays_of(content)) != {_WEIGHTS}:
         raise ContractError("weights: exactly one record of arrays is needed")
-    weights: Weights = {}
-    for name, array in records[_WEIGHTS].items():
+    return decode_arrays(content, _WEIGHTS)
+
+
+def decode_arrays(content: RecordDict, record: str) -> Weights:
+    """Return the arrays of one record of a message, where possible as views of its bytes.
+
+    Raises:
+        ContractError: there is no such record, or an array is not float32 or cannot be read.
+    """
+    arrays: Weights = {}
+    for name, array in arrays_of(content).get(record, ArrayRecord()).items():
         try:
             value = _values(array)
         except Exception as error:
-            raise ContractError("weights: an array cannot be read") from error
+            raise ContractError(f"{record}: an array cannot be read") from error
         if value.dtype != np.float32:
-            raise ContractError("weights: every array must be float32")
-        weights[name] = value
-    return weights
+            raise ContractError(f"{record}: every array must be float32")
+        arrays[name] = value
+    if not arrays and record not in arrays_of(content):
+        raise ContractError(f"{record}: a record of arrays is needed")
+    return arrays
 
 
 @functools.lru_cache(maxsize=512)

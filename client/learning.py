@@ -14,6 +14,7 @@ from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem
 from privacy.optimiser import (
     MAX_STEPS,
+    MAX_SUBSPACE,
     Augmentation,
     NoisedOptimiser,
     OptimiserName,
@@ -50,6 +51,7 @@ class LearningPlan:
         flip: Whether a version may be flipped, left to right.
         max_gain: Of a version's intensities, in [0, 1).
         precision: Of the forward and backward pass of a private step: `bf16` is for sites with a GPU.
+        subspace: Public directions that weights move in (`privacy.subspace`), sent with the request; 0 for none.
     """
 
     optimiser: OptimiserName = "adam"
@@ -69,6 +71,7 @@ class LearningPlan:
     flip: bool = False
     max_gain: float = 0.0
     precision: Precision = "float32"
+    subspace: int = 0
 
     def __post_init__(self) -> None:
         rules = (
@@ -87,6 +90,7 @@ class LearningPlan:
             *number_problem("final_share", self.final_share, low=0, high=1, rule="a number in (0, 1]"),
             *integer_problem("first_step", self.first_step, low=0, high=MAX_STEPS),
             *integer_problem("total_steps", self.total_steps, low=0, high=MAX_STEPS),
+            *integer_problem("subspace", self.subspace, low=0, high=MAX_SUBSPACE),
             *number_problem("moment_floor", self.moment_floor, low=0, high=1, rule="a number in (0, 1]"),
         ]
         try:

@@ -26,6 +26,7 @@ from torch import nn
 from client.contract import MAX_HEADS, Description, FailureCode, Plan, TrainRequest, Update, Weights
 from client.device import Device, choose_device
 from client.errors import SiteError
+from client.subspace import check_basis
 from client.train import Round, device_of, local_losses, train_round, training_only
 from privacy.accounting import Release
 from privacy.budget import Spending
@@ -48,8 +49,8 @@ class SiteService(Protocol):
         """Return who answers."""
         ...
 
-    def train(self, request: TrainRequest, weights: Weights) -> Update:
-        """Return this site's update.
+    def train(self, request: TrainRequest, weights: Weights, basis: Weights | None = None) -> Update:
+        """Return this site's update; `basis` holds the directions of a subspace, where the request has one.
 
         Raises:
             Exception: whatever went wrong; `client.failure.code_of` says what may be told of it.
@@ -146,10 +147,11 @@ class Site:
             self._data = self._open_data()
         return self._data
 
-    def train(self, request: TrainRequest, weights: Weights) -> Update:
-        """Return this site's update for a request.
+    def train(self, request: TrainRequest, weights: Weights, basis: Weights | None = None) -> Update:
+        """Return this site's update for a request; `basis` holds the directions of a subspace (`client.subspace`).
 
         Raises:
+            ContractError: the directions are not those of the request, or cannot be used.
             SiteError: the request does not fit its own weights or model.
             RefusedError: the site's rules or its budget refuse.
             DataError: the data are not ready.
@@ -173,9 +175,10 @@ class Site:
             raise SiteError(
                 FailureCode.BAD_REQUEST, f"round {request.round}: the weights are not those of the model"
             )
+        check_basis(request, model, basis or {})
         update = self._stored(request, expected)
         if update is None:
-            update = self._trained(request, weights, plan, model, spending)
+            update = self._trained(request, weights, plan, model, spending, basis=basis)
         if isinstance(plan, PrivacyPlan):
             spending.commit(request.work, plan.steps, update.update_hash)
         return replace(
@@ -193,7 +196,14 @@ class Site:
             raise
 
     def _trained(
-        self, request: TrainRequest, weights: Weights, plan: Plan, model: nn.Module, spending: Spending
+        self,
+        request: TrainRequest,
+        weights: Weights,
+        plan: Plan,
+        model: nn.Module,
+        spending: Spending,
+        *,
+        basis: Weights | None,
     ) -> Update:
         """Return a new update, paid for and stored, but not committed.
 
@@ -221,6 +231,7 @@ class Site:
             sharing=request.sharing,
             plan=plan,
             learning=request.learning,
+            basis=basis,
             randomness=self._randomness(request),
             stop_at=None if self._max_runtime_s is None else time.monotonic() + self._max_runtime_s,
         )

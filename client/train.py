@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from client.contract import LearningPlan, Plan, Weights
+from client.subspace import to_tensors
 from privacy.accounting import Release
 from privacy.noise import Randomness
 from privacy.plan import PrivacyPlan
+from privacy.subspace import within
 from privacy.training import train_private, train_unsafe
 from vae.data.cohort import Cohort
 from vae.models.protocol import Vae
@@ -69,6 +71,7 @@ def train_round(
     sharing: Sharing,
     plan: Plan,
     learning: LearningPlan,
+    basis: Weights | None = None,
     randomness: Randomness,
     physical_records: int = 64,
     stop_at: float | None = None,
@@ -83,23 +86,27 @@ def train_round(
         sharing: Which parameters travel.
         plan: Privacy of the update; sets sampler, clip, noise and release together.
         learning: Optimiser and its constants.
+        basis: Directions of `learning.subspace`, checked (`client.subspace`); None without.
         randomness: Sampling, noise and latent deviates all come from it.
         physical_records: Records in memory at a time; does not change the result beyond rounding.
         stop_at: Private training ends with `TimeoutError` at this time of `time.monotonic` [s]; None: never.
 
     Raises:
         WeightsError: base and local together are not exactly the model's parameters.
+        ValueError: the plan asks for a subspace and there is no basis, or the other way round.
     """
+    if bool(learning.subspace) != bool(basis):
+        raise ValueError("learning.subspace and basis go together")
     load_into(model, {**base, **local})
     optimiser = learning.to_optimiser()
     latent_size = cast(Vae, model).spec.latent_size
     patients = cohort.as_records() if isinstance(plan, PrivacyPlan) and plan.unit == "record" else cohort
     release: Release | None = None
     nonfinite = 0
-    with training_only(model, learning.trainable):
+    with training_only(model, learning.trainable), _moving_in(model, basis) as trained:
         if isinstance(plan, PrivacyPlan):
             done = train_private(
-                model,
+                trained,
                 patients,
                 plan=plan,
                 optimiser=optimiser,
@@ -115,7 +122,7 @@ def train_round(
             release, nonfinite = done.release, done.num_nonfinite
         else:
             train_unsafe(
-                model,
+                trained,
                 patients,
                 plan=plan,
                 optimiser=optimiser,
@@ -133,6 +140,11 @@ def train_round(
         release=release,
         num_nonfinite=nonfinite,
     )
+
+
+def _moving_in(model: nn.Module, basis: Weights | None) -> contextlib.AbstractContextManager[nn.Module]:
+    """Return what is trained: the model, or its place in a subspace."""
+    return contextlib.nullcontext(model) if not basis else within(model, to_tensors(basis))
 
 
 def device_of(model: nn.Module) -> torch.device:

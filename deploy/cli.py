@@ -97,6 +97,36 @@ def plan_experiment(
         raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY)
 
 
+@app.command("start")
+def make_start(
+    config: ConfigFile,
+    file: Annotated[Path, typer.Argument(help="Where the weights go (safetensors).")],
+    cache: Annotated[Path | None, typer.Option(help="Folder of prepared records.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train the weights that a run starts from, on its `public` section alone: no site's data are opened."""
+    from deploy.simulation.public import warm_start
+    from vae.errors import VaeError
+    from vae.weights import hash_weights, save
+
+    experiment = _load(config, overrides)
+    shape = experiment.model.input_shape
+    if experiment.public is None or shape is None:
+        print(
+            f"{config}: needs a `public` section, and `model.input_shape` of the sites' records",
+            file=sys.stderr,
+        )
+        raise typer.Exit(ExitCode.CONFIGURATION)
+    try:
+        spec = experiment.model_spec(shape, experiment.model.num_covariates)
+        weights = warm_start(experiment, spec, cache or cache_folder())
+    except VaeError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.DATA_NOT_READY) from None
+    save(file, weights, {"experiment": experiment.name, "config_hash": experiment.hash()})
+    print(f"{file}: weights {hash_weights(weights)}, of public data alone")
+
+
 @data_app.command("check")
 def check_data(  # noqa: PLR0917 - a command's options
     config: ConfigFile,

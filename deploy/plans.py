@@ -124,7 +124,7 @@ def learning_plan(experiment: Experiment, *, private: bool) -> LearningPlan:
     chosen = training if privacy is None or not private else privacy
     shared: dict[str, Any] = {name: getattr(chosen, name) for name in _LEARNING}
     if privacy is not None and private:
-        shared |= {"moment_floor": privacy.moment_floor, "precision": privacy.precision}
+        shared |= {name: getattr(privacy, name) for name in ("moment_floor", "precision", "subspace")}
     return LearningPlan(proximal_mu=experiment.federation.proximal_mu or 0.0, **shared)
 
 

@@ -39,6 +39,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _trainable,
         _schedule,
         _augmentations,
+        _subspace,
         _named_sites,
         _fault_rounds,
         _budget,
@@ -253,6 +254,24 @@ def _augmentations(sections: Sections, document: Document) -> Iterator[Problem]:
         elif section.max_shift >= size:
             rule = f"must be below the smallest axis of {size} voxels, or nothing of the image is left"
             yield at(document, (name, "max_shift"), rule)
+
+
+def _subspace(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Directions are made from public data, and private gradients are projected on them by one engine."""
+    privacy: Privacy | None = sections.get("privacy")
+    if privacy is None or not privacy.subspace:
+        return
+    if sections.get("public") is None:
+        rule = (
+            "needs a `public` section: its directions are gradients of public patients, and of private ones they "
+            "would tell; add the section, or set it to 0 and train fewer parameters with `trainable`"
+        )
+        yield at(document, ("privacy", "subspace"), rule)
+    if privacy.grad_engine != "vmap":
+        yield at(document, ("privacy", "grad_engine"), "must be `vmap` with a `subspace`")
+    if sections.get("audit") is not None:
+        rule = "goes not with `privacy.subspace`: the job that is attacked trains weights, not directions; remove it"
+        yield at(document, ("audit",), rule, show_value=False)
 
 
 def _named_sites(sections: Sections, document: Document) -> Iterator[Problem]:

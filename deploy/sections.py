@@ -187,6 +187,8 @@ class Privacy(BaseModel):
         flip: As in `training`, for this arm.
         max_gain: As in `training`, for this arm.
         moment_floor: Least second moment of `adam-corrected`, in variances of the noise.
+        subspace: Public directions in which weights may move, so that noise is drawn for so many numbers alone; 0 for
+            all weights. Goes with a `public` section, whose data the directions are made from.
         precision: Of activations: `bf16` goes with `engine.device: cuda`. Norms, clip and noise are as ever.
     """
 
@@ -214,6 +216,7 @@ class Privacy(BaseModel):
     flip: bool = False
     max_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     moment_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    subspace: Annotated[int, Field(ge=0, le=1024)] = 0
     precision: Literal["float32", "bf16"] = "float32"
 
     def divisor_of(self, site: str) -> float:

@@ -24,6 +24,7 @@ Precision = Literal["float32", "bf16"]
 MAX_STEPS = 10**9
 MAX_VERSIONS = 64
 MAX_SHIFT = 64
+MAX_SUBSPACE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ and saves every round. It opens no data and knows a site by its name alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.clock import WallClock
 from server.errors import ServerError
 from server.federation import federate
+from vae.weights import load
 
 
 def make_app(work: Callable[[Grid], None]) -> ServerApp:
@@ -38,9 +40,12 @@ def run_deployed(grid: Grid, context: Context) -> None:
         experiment: Path of the experiment's YAML file at the centre. Its `model.input_shape` must be given, since the
             server opens no data.
         output: Folder for checkpoints; the same folder goes on where a run stopped.
+        start: File of weights that `python -m deploy start` made from the experiment's `public` section; required with
+            one, since the server trains nothing.
 
     Raises:
         ServerError: a path is missing, or the federation cannot be run.
+        WeightsError: the start is of another model.
     """
     from deploy.config import load_experiment
     from deploy.plans import federation_plan
@@ -59,6 +64,16 @@ def run_deployed(grid: Grid, context: Context) -> None:
     spec = experiment.model_spec(experiment.model.input_shape, experiment.model.num_covariates)
     private = experiment.privacy is not None
     plan = federation_plan(experiment, spec, private=private, randomness="os")
+    start = str(context.run_config.get("start") or "")
+    if (experiment.public is not None) != bool(start):
+        raise ServerError(
+            "run configuration: start is the file of public weights, and goes with a `public` section: make it with "
+            "`python -m deploy start --config EXPERIMENT FILE`, or remove the section"
+        )
+    if start:
+        from vae.models import signature_of
+
+        plan = replace(plan, initial=load(Path(start), signature_of(spec))[0])
     federate(grid, plan, Path(paths["output"]), WallClock())
 
 

@@ -6,6 +6,7 @@ goes on after the last saved round; in a seeded run the final weights are the sa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -18,12 +19,12 @@ from client.contract import FailureCode, LearningPlan, Plan, TrainRequest, Weigh
 from server.admission import Admission, RejectionCode
 from server.checkpoint import Checkpoint, latest, save
 from server.clock import Clock
-from server.errors import AggregationError, BudgetSpentError, QuorumLostError
+from server.errors import AggregationError, BudgetSpentError, QuorumLostError, StrategyError
 from server.rounds import Collector, Timing, enrol
 from server.settings import StrategySettings
 from server.strategy import ADMITTED, FederatedStrategy, StrategyState, make_strategy, rounds_applied
 from vae.spec import ModelSpec, Sharing
-from vae.weights import require_signature
+from vae.weights import hash_weights, require_signature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class FederationPlan:
         quorum: Fewest admitted updates for a round; a round with fewer is not applied.
         patience: How many rounds in a row may be lost before the run stops, >= 1: one bad day is no reason to stop.
         timing: Deadlines.
+        basis: Public directions that all private updates move in, `learning.subspace` of them: parameter name ->
+            [k, *shape] float32; None for no subspace. Has to be a function of what `config_hash` covers.
     """
 
     run_id: str
@@ -64,6 +67,12 @@ class FederationPlan:
     initial_seed: int = 0
     initial: Weights | None = None
     timing: Timing = field(default_factory=Timing)
+    basis: Weights | None = None
+
+    @functools.cached_property
+    def basis_hash(self) -> str:
+        """Return the SHA-256 of the directions; empty without."""
+        return "" if self.basis is None else hash_weights(self.basis)
 
     def start(self) -> Weights:
         """Return the shared weights that the run starts from: public, the same at the server and at every site.
@@ -105,6 +114,7 @@ class FederationPlan:
             learning=learning,
             initial_seed=self.initial_seed,
             num_sites=len(self.site_weights),
+            basis_hash=self.basis_hash,
         )
 
 
@@ -159,12 +169,19 @@ def federate(
         observe: Called after each round.
 
     Raises:
+        StrategyError: a subspace without its directions, or the other way round; nobody was asked anything.
         EnrolmentError: a site did not answer.
         QuorumLostError: too few admitted updates in `patience` rounds in a row; the rounds before are saved.
         BudgetSpentError: so many sites refuse for want of budget that the quorum is out of reach; likewise.
         AggregationError: likewise, since the rule could not work with those that were admitted.
         CheckpointError: the folder holds another run's checkpoints.
     """
+    if bool(plan.learning.subspace) != (plan.basis is not None):
+        raise StrategyError(
+            f"subspace: {plan.learning.subspace} directions are asked for, and the plan has "
+            f"{'none' if plan.basis is None else 'some'}: a simulation makes them of its public data, a deployment "
+            "cannot yet; set privacy.subspace to 0"
+        )
     before = latest(folder, config_hash=plan.config_hash)
     if before is not None and before.round >= plan.rounds:
         return Progress(round=before.round, state=_state(before))
@@ -178,6 +195,7 @@ def federate(
         quorum=plan.quorum,
         weights=plan.start(),
         request_for=plan.request,
+        basis=plan.basis,
     )
     folder.mkdir(parents=True, exist_ok=True)
     progress = _resume(strategy, before)

@@ -25,7 +25,7 @@ from flwr.app.metadata import Metadata
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from client.contract import TrainRequest, Weights, arrays_of, encode_request, encode_weights
+from client.contract import BASIS, TrainRequest, Weights, arrays_of, encode_request, encode_weights
 from server.admission import Admission, Expectation, RejectedError, Rejection, RejectionCode
 from server.aggregate import Aggregator
 from server.average import averaged, require_decay, restored
@@ -109,6 +109,7 @@ class FederatedStrategy(Strategy):
         weights: Weights,
         request_for: RequestFor,
         weight_average: float | None = None,
+        basis: Weights | None = None,
     ) -> None:
         """Check the settings against each other.
 
@@ -123,6 +124,7 @@ class FederatedStrategy(Strategy):
             weights: Where the run starts; float32.
             request_for: (site, round, hash of the base weights) -> what to ask.
             weight_average: Decay of the average over rounds, in (0, 1); None keeps none.
+            basis: Public directions that go with every request; None without a subspace.
 
         Raises:
             StrategyError: settings contradict each other; lists everything that is wrong.
@@ -139,6 +141,7 @@ class FederatedStrategy(Strategy):
         self.participation: list[dict[str, str]] = []
         self.average: Weights = {}
         self._decay = weight_average
+        self._basis = None if basis is None else encode_weights(basis)
         self._enrolled = dict(sorted(enrolled.items()))
         self._shares = {site: site_weights[site] / max(site_weights.values()) for site in self._enrolled}
         self._aggregator, self._optimiser, self._admission = aggregator, optimiser, admission
@@ -167,7 +170,9 @@ class FederatedStrategy(Strategy):
                 self._request_for(site, server_round, base_hash),
                 heads=self._witness.heads_for(site, server_round),
             )
-            message = Message(_content(request, encoded), node, MessageType.TRAIN, group_id=str(server_round))
+            message = Message(
+                _content(request, encoded, self._basis), node, MessageType.TRAIN, group_id=str(server_round)
+            )
             expected = Expectation.of(site, request, self.weights)
             self._asked.append(_Asked(metadata=message.metadata, expected=expected))
             messages.append(message)
@@ -342,6 +347,7 @@ def make_strategy(
     weights: Weights,
     request_for: RequestFor,
     scratch: Path | None = None,
+    basis: Weights | None = None,
 ) -> FederatedStrategy:
     """Return the named strategy, ready for its first round.
 
@@ -354,6 +360,7 @@ def make_strategy(
         weights: Where the run starts.
         request_for: What to ask of a site.
         scratch: Folder where robust rules put updates while they work; the system's own by default.
+        basis: See `FederatedStrategy`.
 
     Raises:
         StrategyError: settings contradict each other, or would do nothing.
@@ -375,6 +382,7 @@ def make_strategy(
         weights=weights,
         request_for=request_for,
         weight_average=settings.weight_average,
+        basis=basis,
     )
 
 
@@ -409,10 +417,18 @@ def _problems(
     return [text for broken, text in checks if broken]
 
 
-def _content(request: TrainRequest, encoded: ArrayRecord) -> RecordDict:
+def _content(request: TrainRequest, encoded: ArrayRecord, basis: ArrayRecord | None) -> RecordDict:
     """Return a content of one site's own: records are mutable, only the bytes of the weights are shared."""
     content = encode_request(request, {})
     (key,) = arrays_of(content)
-    own = {name: Array(array.dtype, array.shape, array.stype, array.data) for name, array in encoded.items()}
-    content[key] = ArrayRecord(own)
+    content[key] = _own(encoded)
+    if basis is not None:
+        content[BASIS] = _own(basis)
     return content
+
+
+def _own(record: ArrayRecord) -> ArrayRecord:
+    """Return another record of the same bytes."""
+    return ArrayRecord(
+        {name: Array(array.dtype, array.shape, array.stype, array.data) for name, array in record.items()}
+    )

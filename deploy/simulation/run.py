@@ -22,12 +22,13 @@ from deploy.config import Experiment
 from deploy.errors import DeployError, EngineError
 from deploy.plans import federation_plan, isolated_plan, noise_multiplier
 from deploy.simulation import diary
+from deploy.simulation.directions import directions_from
 from deploy.simulation.engines import run_local, run_ray
 from deploy.simulation.faults import FaultyGrid, fault_plan
 from deploy.simulation.isolated import train_isolated
 from deploy.simulation.judge import MAX_ALONE_ARMS, OWN, Arm, LatentLog, latent_use
 from deploy.simulation.progress import Progress, RoundView
-from deploy.simulation.public import warm_start
+from deploy.simulation.public import public_cohort, warm_start
 from deploy.simulation.sites import POOLED, VirtualSites, expect_unsafe_arms, prepare, refused_records
 from privacy.claim import Claim
 from server.checkpoint import latest
@@ -39,6 +40,7 @@ from server.report import document
 from server.report.document import LatentUse
 from server.rounds import enrol
 from vae.data.cohort import SiteData
+from vae.errors import DataError
 from vae.spec import ModelSpec
 
 LATENT_POINTS = 10
@@ -170,6 +172,7 @@ def train(setting: Setting) -> Trained:
         if experiment.public is not None
         else None
     )
+    basis = _directions(setting, spec, initial)
     names = (*experiment.site_names, POOLED) if "centralised" in experiment.arms else experiment.site_names
     virtual = VirtualSites(
         experiment=experiment.model_dump_json(),
@@ -179,7 +182,7 @@ def train(setting: Setting) -> Trained:
     )
 
     def work(grid: Grid) -> Trained:
-        return _Training(setting, spec, sites, grid, initial).run()
+        return _Training(setting, spec, sites, grid, initial=initial, basis=basis).run()
 
     try:
         if setting.engine == "ray":
@@ -187,6 +190,25 @@ def train(setting: Setting) -> Trained:
         return run_local(virtual, names, work, workers=setting.workers, gpus=gpus)
     finally:
         virtual.close()
+
+
+def _directions(setting: Setting, spec: ModelSpec, initial: Weights | None) -> Weights | None:
+    """Return the directions that the private arm moves in, at the public start; None without a subspace."""
+    experiment = setting.experiment
+    privacy = experiment.privacy
+    if (
+        initial is None
+        or privacy is None
+        or not privacy.subspace
+        or document.FEDERATED_DP not in experiment.arms
+    ):
+        return None
+    setting.progress.note(f"public data: {privacy.subspace} directions of their gradients")
+    cohort = public_cohort(experiment, setting.cache, workers=setting.workers)
+    try:
+        return directions_from(spec, initial, cohort, privacy.subspace, trainable=privacy.trainable)
+    except ValueError as error:
+        raise DataError(f"privacy.subspace: {error}") from error
 
 
 class _Training:
@@ -198,10 +220,12 @@ class _Training:
         spec: ModelSpec,
         sites: Mapping[str, SiteData],
         grid: Grid,
+        *,
         initial: Weights | None,
+        basis: Weights | None,
     ) -> None:
         self._setting = setting
-        self._initial = initial
+        self._initial, self._basis = initial, basis
         self._experiment = setting.experiment
         self._spec = spec
         self._sites = sites
@@ -239,7 +263,7 @@ class _Training:
     def _plan(self, *, private: bool) -> FederationPlan:
         """Return the plan of a federated arm; what is random in a simulation is seeded."""
         plan = federation_plan(self._experiment, self._spec, private=private, randomness="seeded")
-        return replace(plan, initial=self._initial)
+        return replace(plan, initial=self._initial, basis=self._basis if private else None)
 
     def _isolated(self) -> list[Arm]:
         """Train each site alone, and all patients in one place."""

@@ -14,12 +14,14 @@ from client.contract import (
     LearningPlan,
     TrainRequest,
     Update,
+    decode_arrays,
     decode_reply,
     decode_request,
     encode_description,
     encode_failure,
     encode_request,
     encode_update,
+    encode_weights,
 )
 from privacy.accounting import Release
 from privacy.claim import Claim
@@ -142,6 +144,27 @@ def _edited(content, record, **fields):
         ({"learning": {"max_gain": 1.0}}, "max_gain must be a number"),
         ({"learning": {"flip": "yes"}}, "flip must be true or false"),
         ({"learning": {"trainable": "heads"}}, "trainable must be one of all, decoder"),
+        ({"learning": {"subspace": -1}}, "subspace must be an integer from 0 to 1024"),
+        ({"learning": {"subspace": 2}}, "basis_hash: is given with a subspace"),
+        ({"basis_hash": "ab"}, "basis_hash: is given with a subspace"),
+        ({"basis_hash": None}, "basis_hash: a text"),
+        (
+            {
+                "plan": {"kind": "none", "steps": 1, "batch_patients": 1},
+                "learning": {"subspace": 2},
+                "basis_hash": "ab",
+            },
+            "subspace: saves noise, and the plan has none",
+        ),
+        (
+            {
+                "plan": {**request().plan.to_dict(), "grad_engine": "opacus"},
+                "learning": {"subspace": 2},
+                "basis_hash": "ab",
+            },
+            "subspace: needs grad_engine vmap, got opacus",
+        ),
+        ({"learning": {"subspace": 2}, "basis_hash": "ab"}, "exactly the records of arrays basis, weights"),
         ({"sharing": "encoder", "learning": {"trainable": "decoder"}}, "trainable: nothing of it is shared"),
     ],
     ids=str,
@@ -165,6 +188,34 @@ def test_a_message_without_json_is_refused():
         decode_reply(RecordDict({"reply": ConfigRecord({"json": "[1]"})}))
     with pytest.raises(ContractError, match="JSON object"):
         decode_reply(RecordDict({}))
+
+
+def _in_a_subspace():
+    asked = request(learning=LearningPlan(subspace=2), basis_hash="cd" * 32)
+    content = encode_request(asked, some_weights())
+    content["basis"] = encode_weights({"a": np.float32([[1.0], [2.0]])})
+    return asked, content
+
+
+def test_the_directions_of_a_subspace_survive():
+    asked, content = _in_a_subspace()
+    decoded, weights = decode_request(content)
+    assert decoded == asked
+    assert set(weights) == set(some_weights())
+    assert decode_arrays(content, "basis")["a"].tolist() == [[1.0], [2.0]]
+
+
+def test_directions_that_nobody_asked_for_or_that_are_not_float32_are_refused():
+    content = encode_request(request(), some_weights())
+    content["basis"] = encode_weights({"a": np.float32([[1.0]])})
+    with pytest.raises(ContractError, match="exactly the records of arrays weights are"):
+        decode_request(content)
+    _, content = _in_a_subspace()
+    content["basis"] = ArrayRecord([np.ones(3)])
+    with pytest.raises(ContractError, match="basis: every array must be float32"):
+        decode_arrays(content, "basis")
+    with pytest.raises(ContractError, match="more: a record of arrays is needed"):
+        decode_arrays(content, "more")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.bool_])

@@ -109,6 +109,18 @@ BROKEN = [
         "privacy.precision",
         "goes with `engine.device: cuda`",
     ),
+    (
+        TOY + f"privacy: {{{PRIVATE}, subspace: 8, grad_engine: vmap}}",
+        "privacy.subspace",
+        "needs a `public` section",
+    ),
+    (
+        TOY
+        + f"public: {{data: {{kind: toy, seed: 2}}}}\nprivacy: {{{PRIVATE}, subspace: 8, grad_engine: opacus}}",
+        "privacy.grad_engine",
+        "must be `vmap` with a `subspace`",
+    ),
+    (TOY + f"privacy: {{{PRIVATE}, subspace: 1025}}", "privacy.subspace", "1024"),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
     (
         TOY + "arms: [linear-dp]\nlinear: {mean_norm: 3, spread_norm: 3}",
@@ -205,6 +217,8 @@ def test_a_broken_rule_is_the_only_problem(load, text, path, rule):
         TOY + "public: {data: {kind: toy, seed: 2}}\narms: [warm-start, federated]",
         TOY + f"public: {{data: {{kind: toy, seed: 2}}}}\nprivacy: {{{PRIVATE}}}\narms: [linear, linear-dp]",
         TOY + f"privacy: {{{PRIVATE}}}\narms: [linear-dp]\nlinear: {{mean_norm: 3, spread_norm: 3}}",
+        TOY
+        + f"public: {{data: {{kind: toy, seed: 2}}}}\nprivacy: {{{PRIVATE}, subspace: 8, grad_engine: vmap}}",
         "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: abide, sites: [UM]}, steps: 0}",
         "data: {kind: abide, sites: [NYU]}\npublic: {data: {kind: ds030}}",
         MAPS + "founder_subset: [a]}}",

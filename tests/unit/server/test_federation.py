@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from client.contract import LearningPlan, decode_request
+from client.contract import BASIS, ContractError, LearningPlan, decode_arrays, decode_request
 from server.checkpoint import latest
 from server.clock import VirtualClock
 from server.errors import CheckpointError, EnrolmentError, QuorumLostError, StrategyError
@@ -300,3 +300,45 @@ def test_progress_without_a_round_has_no_status():
 
     state = StrategyState(weights={}, optimiser={}, rejections=(), claims={}, participation=())
     assert Progress(round=0, state=state).status == {}
+
+
+def test_directions_go_with_every_request_and_are_named_by_their_hash(world, tmp_path):
+    make, asked = world
+    seen = []
+    initial = initial_weights(MODEL, "all", 0)
+    basis = {name: np.full((2, *value.shape), 0.25, np.float32) for name, value in initial.items()}
+    learning = LearningPlan(subspace=2)
+    plan = dataclasses.replace(FEDERATION, rounds=2, learning=learning, basis=basis)
+
+    class Watching(_Hospital):
+        def __call__(self, message):
+            if message.metadata.message_type == "train":
+                seen.append((decode_arrays(message.content, BASIS), message.content[BASIS]))
+            return super().__call__(message)
+
+    grid = make(answers={node: Watching(site, asked) for node, site in SITES.items()})
+    _run(grid, tmp_path, plan)
+    assert len(seen) == len(asked) == 2 * 3
+    for arrays, _ in seen:
+        assert {name: value.tobytes() for name, value in arrays.items()} == {
+            name: value.tobytes() for name, value in basis.items()
+        }
+    assert len({id(record) for _, record in seen}) == 6, "no record is shared between sites"
+    assert {request.basis_hash for _, request in asked} == {hash_weights(basis)}
+
+
+def test_a_subspace_without_directions_is_refused_before_anybody_is_asked(world, tmp_path):
+    make, asked = world
+    lacking = dataclasses.replace(FEDERATION, learning=LearningPlan(subspace=2))
+    with pytest.raises(StrategyError, match="subspace: 2 directions are asked for, and the plan has none"):
+        _run(make(), tmp_path, lacking)
+    with pytest.raises(StrategyError, match="subspace: 0 directions are asked for, and the plan has some"):
+        _run(make(), tmp_path, dataclasses.replace(FEDERATION, basis={}))
+    assert asked == []
+
+
+def test_a_plan_without_directions_asks_for_no_subspace():
+    assert FEDERATION.request("north", 1, "x").basis_hash == ""
+    lacking = dataclasses.replace(FEDERATION, learning=LearningPlan(subspace=2))
+    with pytest.raises(ContractError, match="basis_hash: is given with a subspace"):
+        lacking.request("north", 1, "x")

@@ -25,7 +25,13 @@ from vae.weights import hash_weights
 
 RUN_ID = "run-1"
 PLAN = PrivacyPlan(
-    sampling_probability=0.1, steps=5, noise_multiplier=1.0, max_grad_norm=1.0, divisor=10.0, delta=1e-5
+    sampling_probability=0.1,
+    steps=5,
+    noise_multiplier=1.0,
+    max_grad_norm=1.0,
+    divisor=10.0,
+    delta=1e-5,
+    grad_engine="vmap",
 )
 MODEL = ModelSpec(family="vae", input_shape=(4,), latent_size=2, channels=(3,))
 SHAPES = {"decoder.weight": (3, 2), "decoder.bias": (3,), "log_scale": ()}

@@ -49,6 +49,7 @@ def request(**changes):
             max_grad_norm=0.5,
             divisor=4.0,
             delta=1e-5,
+            grad_engine="vmap",  # the one that goes with every way to learn
         ),
         "learning": LearningPlan(
             optimiser="sgd", learning_rate=0.1, momentum=0.9, kl_weight=0.5, proximal_mu=0.01

@@ -28,6 +28,7 @@ PLAN = PrivacyPlan(
     divisor=4.0,
     delta=1e-3,
     randomness="seeded",
+    grad_engine="vmap",
 )
 DATA = open_toy(ToySpec(sites=1, patients_per_site=8, features=5), site=0)
 

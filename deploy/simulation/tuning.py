@@ -32,7 +32,7 @@ from deploy.tune.search import Limits, best_of, explore, good_default
 from deploy.tune.standins import Deal, Indices, deal, played
 from deploy.tune.table import describe
 from privacy.accounting import Release, calibrate_noise, epsilons
-from privacy.noise import SeededRandomness
+from privacy.noise import Randomness, SeededRandomness
 from privacy.plan import PrivacyPlan
 from server.average import averaged
 from server.federation import FederationPlan
@@ -224,10 +224,13 @@ class _Bench:
 
     def _errors(self, plan: FederationPlan, seed: int) -> dict[float | None, float]:
         """Return the error of each weight average of a plan under a seed; infinite where training failed."""
+
+        def randomness(site: str, round_: int) -> Randomness:
+            # Equal for all candidates, so that they differ in little but their settings.
+            return SeededRandomness(self._experiment.seed, "tune", seed, site, round_)
+
         try:
-            ended = federate_here(
-                plan, self._standins, self._models, seed=self._experiment.seed, labels=(seed,)
-            )
+            ended = federate_here(plan, self._standins, self._models, randomness)
         except TrialFailedError:
             return dict.fromkeys(DECAYS, math.inf)
         return {decay: self._error(ended[decay]) for decay in DECAYS}
@@ -274,9 +277,7 @@ def federate_here(
     plan: FederationPlan,
     cohorts: Mapping[str, Cohort],
     models: Models,
-    *,
-    seed: int,
-    labels: tuple[int, ...],
+    randomness: Callable[[str, int], Randomness],
 ) -> dict[float | None, Weights]:
     """Return the final weights of a federation in this process, and their averages over rounds by `DECAYS`.
 
@@ -284,12 +285,14 @@ def federate_here(
         plan: Its sites are the keys of `cohorts`.
         cohorts: What each site trains on.
         models: To train in.
-        seed: With `labels` and the site's name the root of all randomness; equal for all candidates, so that they
-            differ in little but their settings.
-        labels: Tell one run from another.
+        randomness: Of a site in a round.
 
     Raises:
         TrialFailedError: an update is not finite, or larger than the strategy admits.
+
+    Guarantees:
+        Bit for bit the weights of a simulation with the same plan, cohorts and randomness
+        (tests/unit/simulation/test_tuning.py).
     """
     weights = plan.start()
     largest = max(plan.site_weights.values())
@@ -308,7 +311,7 @@ def federate_here(
                     sharing=plan.sharing,
                     plan=request.plan,
                     learning=request.learning,
-                    randomness=SeededRandomness(seed, "tune", *labels, site, round_),
+                    randomness=randomness(site, round_),
                 )
                 _require_admissible(done.delta, plan.strategy.max_update_norm)
                 aggregator.add(site, plan.site_weights[site] / largest, done.delta)

@@ -26,7 +26,15 @@ from deploy.plans import federation_plan
 from deploy.simulation.judge import model_of, reconstructor
 from deploy.simulation.public import public_sites, start_on
 from deploy.simulation.sites import expect_unsafe_arms
-from deploy.tune.candidates import DECAYS, Candidate, Patients, filled, patients_of, require_tunable
+from deploy.tune.candidates import (
+    DECAYS,
+    Candidate,
+    Patients,
+    filled,
+    patients_of,
+    require_tunable,
+    without_privacy,
+)
 from deploy.tune.choice import Trial, Tuning, ranked
 from deploy.tune.search import Limits, best_of, explore, good_default
 from deploy.tune.standins import Deal, Indices, deal, played
@@ -93,7 +101,7 @@ def tune(
     asked = Candidate.of(privacy)
     bench = _Bench.set_up(experiment, patients, effort, cache=cache, workers=workers, note=note)
     note(f"public start alone: {bench.start_error:.3e}")
-    plain = bench.plain()
+    plain = bench.plain(experiment)
     note(f"stand-ins trained without privacy: {plain:.3e}")
     found = explore(
         (asked, good_default(limits)), bench.first_score, bench.noise, limits, trials=effort.trials
@@ -101,13 +109,15 @@ def tune(
     for candidate in best_of(found, FINALISTS):
         for seed in range(1, effort.seeds):
             bench.score(candidate, seed)
+    trials = ranked([bench.trial(candidate) for candidate in found])
     return Tuning(
         experiment=experiment,
         patients=patients,
         deal=bench.deal,
-        trials=ranked([bench.trial(candidate) for candidate in found]),
+        trials=trials,
         start=bench.start_error,
         plain=plain,
+        noiseless=bench.plain(without_privacy(experiment, trials[0].candidate, patients)),
     )
 
 
@@ -217,10 +227,10 @@ class _Bench:
             scores=self._scores[candidate],
         )
 
-    def plain(self) -> float:
-        """Return the error after training the stand-ins without privacy, as the section `training` says."""
-        plan = federation_plan(self._experiment, self._spec, private=False, randomness="seeded")
-        return self._errors(replace(plan, initial=self._start), 0)[None]
+    def plain(self, experiment: Experiment) -> float:
+        """Return the least error after training the stand-ins without privacy, as the section `training` says."""
+        plan = federation_plan(experiment, self._spec, private=False, randomness="seeded")
+        return min(self._errors(replace(plan, initial=self._start), 0).values())
 
     def _errors(self, plan: FederationPlan, seed: int) -> dict[float | None, float]:
         """Return the error of each weight average of a plan under a seed; infinite where training failed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deploy.config import Experiment
 from deploy.errors import ConfigError, Problem
-from deploy.sections import Privacy, TrainableNames
+from deploy.sections import Privacy, TrainableNames, Training
 from privacy.optimiser import OptimiserName
 
 DECAYS: tuple[float | None, ...] = (None, 0.5, 0.8, 0.9)
@@ -143,6 +143,24 @@ def filled(
     return experiment.model_copy(
         update={"privacy": privacy.model_copy(update=tuned), "federation": federation}
     )
+
+
+def without_privacy(experiment: Experiment, candidate: Candidate, patients: Patients) -> Experiment:
+    """Return the experiment whose section `training` trains as a candidate does, but for sampling, clip and noise.
+
+    Args:
+        experiment: With a `privacy` section.
+        candidate: Whose steps, rate, optimiser and part are taken; q n patients are in a batch.
+        patients: n of each site; the smallest counts.
+    """
+    privacy = filled(experiment, candidate, patients).privacy
+    alike: dict[str, object] = {
+        name: getattr(privacy, name) for name in Training.model_fields if name in Privacy.model_fields
+    }
+    if candidate.optimiser == "adam-corrected":
+        alike["optimiser"] = "adam"  # without noise there is nothing to correct
+    alike["batch_patients"] = max(1, round(candidate.sampling_probability * patients.fewest))
+    return experiment.model_copy(update={"training": experiment.training.model_copy(update=alike)})
 
 
 def settings(before: Experiment, after: Experiment) -> dict[str, object]:

@@ -71,6 +71,7 @@ class Tuning:
         trials: The choice first, then the other finalists, then all others; each by its error.
         start: Error of the public start alone.
         plain: Error of training the stand-ins without privacy, by the section `training`.
+        noiseless: The same, with steps, rate, optimiser and part of the choice.
     """
 
     experiment: Experiment
@@ -79,6 +80,7 @@ class Tuning:
     trials: tuple[Trial, ...]
     start: float
     plain: float
+    noiseless: float
 
     @property
     def winner(self) -> Trial:
@@ -98,7 +100,7 @@ class Tuning:
     @property
     def kept_gain(self) -> float | None:
         """Return which share of the gain of plain training over the public start is left; None if there is none."""
-        gain = self.start - self.plain
+        gain = self.start - min(self.plain, self.noiseless)
         return (
             (self.start - self.winner.score) / gain if gain > 0 and math.isfinite(self.winner.score) else None
         )
@@ -139,6 +141,7 @@ class Tuning:
             },
             "public_start": _finite(self.start),
             "plain_training": _finite(self.plain),
+            "plain_training_as_chosen": _finite(self.noiseless),
             "kept_gain": self.kept_gain,
             "choice": self._settings(),
             "overrides": list(self.overrides()),
@@ -184,7 +187,7 @@ def _notes(tuning: Tuning) -> list[str]:
             "sites would (all, where they have fewer), with the sites' noise on the mean update; they had fewer to "
             "learn from."
         )
-    if tuning.plain >= tuning.start:
+    if min(tuning.plain, tuning.noiseless) >= tuning.start:
         notes.append(
             "Training the stand-ins without privacy gains nothing over the public start, so these public data can "
             "hardly tell one setting from another."
@@ -216,9 +219,9 @@ def _finite(value: float) -> float | None:
 
 
 def _word(value: object) -> str:
-    """Return a value as `--set` reads it: YAML on one line, without spaces."""
+    """Return a value as `--set` reads it: YAML on one line."""
     if value is None:
         return "null"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}: {_word(each)}".replace(" ", " ") for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_word(each)}" for key, each in value.items()) + "}"
     return dump_yaml(value).split("\n")[0]

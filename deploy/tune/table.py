@@ -27,9 +27,10 @@ def render(tuning: Tuning) -> str:
         f"{tuning.experiment.name}: {target}{rounds} rounds, {sites} sites; no site's data were opened",
         "",
         "reconstruction error on public patients that were held back",
-        f"  public start alone                    {_error(tuning.start)}",
-        f"  stand-ins trained without privacy     {_error(tuning.plain)}",
-        f"  stand-ins trained with the choice     {_error(tuning.winner.score)}"
+        f"  public start alone                              {_error(tuning.start)}",
+        f"  without privacy, by the section `training`      {_error(tuning.plain)}",
+        f"  without privacy, at the choice's steps and rate {_error(tuning.noiseless)}",
+        f"  with privacy, the choice                        {_error(tuning.winner.score)}"
         + ("" if kept is None else f"   noise leaves {100 * kept:.0f} % of the gain"),
         "",
         *_table(tuning.trials),

@@ -46,7 +46,7 @@ def test_a_choice_as_table_as_json_and_as_a_file(config):
     for part in (
         "no site's data were opened",
         "public start alone",
-        "noise leaves",
+        "without privacy, at the choice's steps and rate",
         "choice, as a part of the configuration:",
         "This costs no privacy",
         "as good as the public data resemble",
@@ -60,7 +60,7 @@ def test_a_choice_as_table_as_json_and_as_a_file(config):
     found = strict_json(call(config, "--tune", "--trials", "2", "--seeds", "1", "--json").stdout)
     assert set(found) == {
         "experiment", "epsilon", "delta", "rounds", "patients", "patients_origin", "public", "public_start",
-        "plain_training", "kept_gain", "choice", "overrides", "notes", "trials",
+        "plain_training", "plain_training_as_chosen", "kept_gain", "choice", "overrides", "notes", "trials",
     }  # fmt: skip
     assert found["patients"] == pytest.approx({"site-1": 20.0, "site-2": 20.0, "site-3": 20.0})
     assert [trial["score"] for trial in found["trials"]] == sorted(

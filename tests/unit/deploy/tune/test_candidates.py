@@ -4,7 +4,15 @@ import pytest
 
 from deploy.config import Experiment, load_experiment
 from deploy.errors import ConfigError
-from deploy.tune.candidates import Candidate, Patients, filled, patients_of, require_tunable, settings
+from deploy.tune.candidates import (
+    Candidate,
+    Patients,
+    filled,
+    patients_of,
+    require_tunable,
+    settings,
+    without_privacy,
+)
 from tests.support.experiments import experiment
 
 PUBLIC = {"data": {"kind": "toy", "sites": 2, "patients_per_site": 20, "features": 5, "seed": 9}}
@@ -72,6 +80,16 @@ def test_sites_of_different_sizes_keep_divisors_of_their_own():
     made = filled(MADE, CHOICE, sizes)
     assert made.privacy.divisor is None
     assert made.privacy.site_divisors == pytest.approx({"site-1": 6.0, "site-2": 12.0, "site-3": 6.0})
+
+
+def test_the_yardstick_without_privacy_has_the_steps_and_rate_of_the_candidate():
+    scheduled = experiment(public=PUBLIC, privacy={**PRIVACY, "schedule": "cosine", "warmup_steps": 2})
+    made = without_privacy(scheduled, CHOICE, alike(30))
+    training = made.training
+    assert (training.optimiser, training.learning_rate, training.trainable) == ("adam", 0.02, "decoder")
+    assert (training.local_steps, training.batch_patients) == (4, 6)
+    assert (training.schedule, training.warmup_steps) == ("cosine", 2)
+    assert made.model_copy(update={"training": scheduled.training}) == scheduled
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adam-corrected"])

@@ -27,6 +27,9 @@ FINE = {"learning_rate": 1.7, "local_steps": 1.4, "sampling_probability": 1.4, "
 SATURATED = 0.95
 """A larger sampling probability is tried as long as it leaves less than this share of the noise on the mean."""
 
+TOLERANCE = 2e-3
+"""A direction is followed as long as a step lowers the error by this share: less is noise, and costs time."""
+
 _OPTIMISERS: tuple[OptimiserName, ...] = ("adam-corrected", "sgd", "adam")
 _PARTS: tuple[TrainableNames, ...] = ("decoder", "biases", "last", "all")
 
@@ -114,7 +117,7 @@ def _walk(found: dict[Candidate, float], step: Step, score: Score, limits: Limit
         if tried in found or not limits.allow(tried):
             return
         found[tried] = score(tried)
-        if found[tried] >= found[best]:
+        if not found[tried] < (1 - TOLERANCE) * found[best]:
             return
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.tune.candidates import Candidate
-from deploy.tune.search import SATURATED, Limits, best_of, explore, good_default
+from deploy.tune.search import SATURATED, TOLERANCE, Limits, best_of, explore, good_default
 
 LIMITS = Limits(rounds=10, warmup_steps=0, patients=56.0)
 START = Candidate(
@@ -90,6 +90,20 @@ def test_another_optimiser_takes_steps_of_about_the_same_length():
     assert first.learning_rate * noise(first) == pytest.approx(before.learning_rate, rel=0.06)
     clipped = next(each for each in found if each.optimiser == "sgd" and each.max_grad_norm != 1.0)
     assert clipped.learning_rate * clipped.max_grad_norm == pytest.approx(first.learning_rate, rel=0.1)
+
+
+def test_a_direction_that_hardly_helps_is_left_before_its_steps_grow_long():
+    """An error that falls with every doubling of the steps, by less than the tolerance or by more."""
+
+    def longest(gain):
+        def error(each):
+            return 1.0 - gain * math.log2(each.local_steps)
+
+        found = explore((START,), error, noise, LIMITS, trials=12)
+        return max(candidate.local_steps for candidate in found)
+
+    assert longest(TOLERANCE / 4) <= 32  # 8, 16, and one finer step from there
+    assert longest(8 * TOLERANCE) > 1000
 
 
 def test_a_failed_trial_is_never_the_best():

@@ -28,7 +28,7 @@ SATURATED = 0.95
 """A larger sampling probability is tried as long as it leaves less than this share of the noise on the mean."""
 
 TOLERANCE = 2e-3
-"""A direction is followed as long as a step lowers the error by this share: less is noise, and costs time."""
+"""A step is gone on from if it lowers the error by this share: less is noise, and longer runs cost time."""
 
 _OPTIMISERS: tuple[OptimiserName, ...] = ("adam-corrected", "sgd", "adam")
 _PARTS: tuple[TrainableNames, ...] = ("decoder", "biases", "last", "all")
@@ -95,9 +95,10 @@ def explore(
     for start in dict.fromkeys(starts):
         if len(found) < trials:
             found[start] = score(start)
+    (base,) = best_of(found)
     for factors in (COARSE, FINE, FINE):
         for step in _moves(factors, noise):
-            _walk(found, step, score, limits, trials)
+            base = _walk(found, base, step, score, limits=limits, trials=trials)
     return found
 
 
@@ -109,16 +110,19 @@ def best_of(found: dict[Candidate, float], count: int = 1) -> list[Candidate]:
 Step = Callable[[Candidate], Candidate]
 
 
-def _walk(found: dict[Candidate, float], step: Step, score: Score, limits: Limits, trials: int) -> None:
-    """Take a step from the best candidate, and again as long as it helps."""
+def _walk(
+    found: dict[Candidate, float], base: Candidate, step: Step, score: Score, *, limits: Limits, trials: int
+) -> Candidate:
+    """Take a step from a candidate, and again as long as it helps by more than noise; return where that ended."""
     while len(found) < trials:
-        (best,) = best_of(found)
-        tried = step(best)
+        tried = step(base)
         if tried in found or not limits.allow(tried):
-            return
+            break
         found[tried] = score(tried)
-        if not found[tried] < (1 - TOLERANCE) * found[best]:
-            return
+        if not found[tried] < (1 - TOLERANCE) * found[base]:
+            break
+        base = tried
+    return base
 
 
 def _moves(factors: Mapping[str, float], noise: Noise) -> Iterator[Step]:

@@ -69,32 +69,49 @@ def print_schema(
 
 
 @app.command("plan")
-def plan_experiment(
+def plan_experiment(  # noqa: PLR0917 - a command's options
     config: ConfigFile,
     sites: Annotated[
         list[Path] | None, typer.Option("--site", help="A hospital's site.yaml. May be repeated.")
     ] = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose the private arm's settings by public data alone.")
+    ] = False,
+    patients: Annotated[
+        int | None, typer.Option(min=2, help="With --tune: public number of patients of a site.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="With --tune: rounds in place of the file's.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="With --tune: settings to try; 24.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="With --tune: seeds of the best three; 2.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="With --tune: folder of prepared public records.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="With --tune: new file for the tuned experiment.")
+    ] = None,
 ) -> None:
-    """Say what an experiment costs each site, and why a site would refuse; opens no data. Exit code 3 if one would."""
-    from deploy.plan import foresee
-    from deploy.table import render
-    from privacy.errors import PrivacyError
-    from vae.errors import ModelSpecError
+    """Say what an experiment costs each site, and why a site would refuse; opens no data. Exit code 3 if one would.
 
-    experiment, files = _load_all(config, overrides, sites or ())
-    try:
-        outlook = foresee(experiment, files)
-    except (ConfigError, ModelSpecError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(ExitCode.CONFIGURATION) from None
-    except PrivacyError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY) from None
-    print(json.dumps(outlook.to_dict(), indent=2) + "\n" if as_json else render(outlook), end="")
-    if outlook.is_refused:
-        raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY)
+    With --tune: try settings of the private arm on the public cohort, and choose. Opens no site's data either.
+    """
+    from deploy.tune.command import TuneOptions, tune_experiment
+
+    options = TuneOptions(
+        patients=patients, rounds=rounds, trials=trials, seeds=seeds, cache=cache, write=write
+    )
+    if tune:
+        _require_no_sites(sites)
+        longer = [] if rounds is None else [f"federation.rounds={rounds}"]
+        tune_experiment(_load(config, [*(overrides or ()), *longer]), options, as_json=as_json)
+        return
+    if options.given():
+        print(f"{', '.join(options.given())}: goes with --tune alone", file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION)
+    _foresee(config, overrides, sites or (), as_json=as_json)
 
 
 @app.command("start")
@@ -151,6 +168,37 @@ def check_data(  # noqa: PLR0917 - a command's options
         print("\n".join(render(report, details=details) for report in reports), end="")
     if not all(report.ready for report in reports):
         raise typer.Exit(ExitCode.DATA_NOT_READY)
+
+
+def _foresee(config: Path, overrides: list[str] | None, sites: Sequence[Path], *, as_json: bool) -> None:
+    """Print the outlook of an experiment, or end with its problems."""
+    from deploy.plan import foresee
+    from deploy.table import render
+    from privacy.errors import PrivacyError
+    from vae.errors import ModelSpecError
+
+    experiment, files = _load_all(config, overrides, sites)
+    try:
+        outlook = foresee(experiment, files)
+    except (ConfigError, ModelSpecError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.CONFIGURATION) from None
+    except PrivacyError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY) from None
+    print(json.dumps(outlook.to_dict(), indent=2) + "\n" if as_json else render(outlook), end="")
+    if outlook.is_refused:
+        raise typer.Exit(ExitCode.REFUSED_BY_PRIVACY)
+
+
+def _require_no_sites(sites: Sequence[Path] | None) -> None:
+    """End with exit code 2 where a hospital's file is given to a search that looks at none."""
+    if sites:
+        print(
+            "--site: goes without --tune, which looks at no site; plan the tuned file with it",
+            file=sys.stderr,
+        )
+        raise typer.Exit(ExitCode.CONFIGURATION)
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ from vae.models.initialisation import centre_output
 from vae.spec import ModelSpec
 from vae.weights import load, save, to_numpy
 
+DS030 = "ds030"
+
 
 def public_cohort(experiment: Experiment, cache: Path, *, workers: int) -> Cohort:
     """Return the public training patients, all in one cohort.
@@ -45,18 +47,34 @@ def public_cohort(experiment: Experiment, cache: Path, *, workers: int) -> Cohor
         FetchError: they cannot be obtained.
         ValueError: the experiment has no `public` section.
     """
+    _require_other_founders(experiment)
+    sites = public_sites(experiment, cache, workers=workers)
+    return sites[DS030] if DS030 in sites else concatenate(sites.values(), name="public")
+
+
+def public_sites(experiment: Experiment, cache: Path, *, workers: int) -> dict[str, Cohort]:
+    """Return the public training patients by the hospital they are of; nothing of the experiment's sites is looked at.
+
+    Args:
+        experiment: With a `public` section.
+        cache: Prepared data.
+        workers: Processes that make or decode what is not there yet.
+
+    Raises:
+        DataError: the data cannot be used.
+        FetchError: they cannot be obtained.
+        ValueError: the experiment has no `public` section.
+    """
     public = _section(experiment)
     if isinstance(public.data, Ds030Data):
         from vae.data.abide import AbideSpec, public_reference
 
         fields = public.data.model_dump(exclude={"kind"})
-        return public_reference(AbideSpec(**fields), cache=cache)
-    _require_other_founders(experiment)
+        return {DS030: public_reference(AbideSpec(**fields), cache=cache)}
     own = experiment.model_copy(
         update={"data": public.data, "public": None, "budget": None, "faults": Faults()}
     )
-    sites = prepare(own, cache, workers=workers)
-    return concatenate([data.train for data in sites.values()], name="public")
+    return {site: data.train for site, data in prepare(own, cache, workers=workers).items()}
 
 
 def warm_start(
@@ -83,15 +101,36 @@ def warm_start(
         ValueError: the experiment has no `public` section.
     """
     public = _section(experiment)
+    note(f"public data: {public.data.kind}, {public.steps} steps before round 1")
+    cohort = public_cohort(experiment, cache, workers=workers)
+    return start_on(cohort, experiment, spec, cache)
+
+
+def start_on(
+    cohort: Cohort, experiment: Experiment, spec: ModelSpec, cache: Path, *, part: str = ""
+) -> Weights:
+    """Return weights trained on a public cohort as the `public` section says, or read back; see `warm_start`.
+
+    Args:
+        cohort: The public patients.
+        experiment: With a `public` section.
+        spec: The model.
+        cache: Where the weights lie.
+        part: Names the part of the public data, where it is not all of them.
+
+    Raises:
+        DataError: the records do not fit the model.
+        ValueError: the experiment has no `public` section.
+    """
+    public = _section(experiment)
     decided_by = {
         "public": json.loads(public.model_dump_json()),
         "model": json.loads(spec.to_json()),
         "seed": experiment.seed,
+        **({"part": part} if part else {}),
     }
     key = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
     path = cache / "public" / f"{key[:32]}.safetensors"
-    note(f"public data: {public.data.kind}, {public.steps} steps before round 1")
-    cohort = public_cohort(experiment, cache, workers=workers)
     _require_fit(cohort, spec)
     identity = {"decided_by": key, "patients": _digest(cohort)}
     if path.exists():

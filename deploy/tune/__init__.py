@@ -1,0 +1,1 @@
+"""`python -m deploy plan --tune`: the settings of the private arm, chosen by public data alone."""

@@ -38,6 +38,8 @@ BAD: list[tuple[str, list[object], str]] = [
     ("neighbouring", ["zero_out", None], "must be one of add_remove, replace_one"),
     ("randomness", ["torch", None], "must be one of os, seeded"),
     ("grad_engine", ["ghost", None], "must be one of bookkeeping, opacus, vmap"),
+    ("mechanism", ["ghost", None], "must be one of independent, banded"),
+    ("bands", [0, 2, 1.0, True, None, "1"], "goes with mechanism banded alone"),
 ]
 CASES = [(name, value, rule) for name, values, rule in BAD for value in values]
 

@@ -127,7 +127,7 @@ def test_the_plan_survives_json_bit_for_bit():
     assert plan_from_dict(document) == plan
 
 
-@pytest.mark.parametrize("name", ["kind", *(field.name for field in dataclasses.fields(PrivacyPlan))])
+@pytest.mark.parametrize("name", sorted(make().to_dict()))
 def test_a_missing_key_is_refused_even_if_it_has_a_default(name: str):
     document = make().to_dict()
     del document[name]

@@ -145,6 +145,10 @@ class TrainRequest:
                 "optimiser: adam-corrected corrects for noise, and the plan has none; use adam"
             )
         _check_subspace(self)
+        if self.learning.optimiser == "adam-corrected" and getattr(self.plan, "mechanism", None) == "banded":
+            raise ContractError(
+                "optimiser: adam-corrected corrects for the same noise in every step, and banded noise is not; use adam"
+            )
         self.learning.to_optimiser()  # a schedule without its steps is refused here, before anything is spent
 
     @property

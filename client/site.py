@@ -180,7 +180,7 @@ class Site:
         if update is None:
             update = self._trained(request, weights, plan, model, spending, basis=basis)
         if isinstance(plan, PrivacyPlan):
-            spending.commit(request.work, plan.steps, update.update_hash)
+            spending.commit(request.work, plan.release().steps, update.update_hash)
         return replace(
             update,
             receipt=spending.receipt(request.work, request.heads) if isinstance(plan, PrivacyPlan) else None,

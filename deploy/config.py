@@ -50,7 +50,7 @@ _ADDED_TO_BOTH = (
 _ADDED: Mapping[str, tuple[str, ...]] = {
     "federation": ("weight_average",),
     "training": _ADDED_TO_BOTH,
-    "privacy": (*_ADDED_TO_BOTH, "moment_floor", "precision", "subspace"),
+    "privacy": (*_ADDED_TO_BOTH, "moment_floor", "precision", "subspace", "mechanism", "bands"),
 }
 """Fields that came later, by section. At their default they are not hashed: the hash seeds a run, and one of before has
 to give the same bits."""

@@ -10,6 +10,7 @@ from client.contract import LearningPlan, Plan
 from deploy.config import Experiment
 from deploy.sections import Faults
 from privacy.accounting import calibrate_noise
+from privacy.banded import charged_steps
 from privacy.plan import PrivacyPlan, RandomnessKind
 from privacy.unsafe import NoPrivacy
 from server.federation import FederationPlan
@@ -42,7 +43,7 @@ def noise_multiplier(experiment: Experiment) -> float:
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         sampling_probability=privacy.sampling_probability,
-        steps=privacy.local_steps * experiment.federation.rounds,
+        steps=charged_steps(privacy.local_steps, privacy.bands) * experiment.federation.rounds,
     )
 
 
@@ -71,6 +72,8 @@ def privacy_plan(
         max_records_per_patient=privacy.max_records_per_patient or ALL_RECORDS,
         randomness=randomness,
         grad_engine=privacy.grad_engine,
+        mechanism=privacy.mechanism,
+        bands=privacy.bands,
     )
 
 

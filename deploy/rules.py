@@ -35,6 +35,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _strategy,
         _quorum,
         _privacy,
+        _banded,
         _arms,
         _trainable,
         _schedule,
@@ -173,6 +174,29 @@ def _privacy(sections: Sections, document: Document) -> Iterator[Problem]:
         yield at(
             document, ("privacy", "moment_floor"), "goes with `optimiser: adam-corrected` alone; remove it"
         )
+
+
+def _banded(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Bands go with noise that has them, fit into a round, and with what knows of them."""
+    privacy: Privacy | None = sections.get("privacy")
+    if privacy is None:
+        return
+    if privacy.mechanism == "independent":
+        if privacy.bands != 1:
+            yield at(document, ("privacy", "bands"), "goes with `mechanism: banded` alone; remove it")
+        return
+    if not 2 <= privacy.bands <= privacy.local_steps:
+        rule = (
+            f"must be from 2 to local_steps ({privacy.local_steps}) with `mechanism: banded`: patients take turns in "
+            "so many parts, and each part has to come up in a round"
+        )
+        yield at(document, ("privacy", "bands"), rule)
+    if privacy.optimiser == "adam-corrected":
+        rule = "must be `sgd` or `adam` with `mechanism: banded`: what it corrects for is the same noise in every step"
+        yield at(document, ("privacy", "optimiser"), rule)
+    if sections.get("audit") is not None:
+        rule = "goes with `privacy.mechanism: independent` alone: the attacks take steps for independent; remove it"
+        yield at(document, ("audit",), rule, show_value=False)
 
 
 def _arms(sections: Sections, document: Document) -> Iterator[Problem]:

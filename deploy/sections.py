@@ -165,10 +165,11 @@ class Privacy(BaseModel):
         epsilon: Target of the whole run; the noise is calibrated to it. Either this or `noise_multiplier`.
         noise_multiplier: Standard deviation of the noise, in clip norms.
         delta: Probability with which epsilon may fail; below one over the number of patients.
-        sampling_probability: Chance of a patient to be part of a step (Poisson).
+        sampling_probability: Chance of a patient to be part of a step (Poisson); with bands, of a step of its part.
         local_steps: Steps a round and site.
         max_grad_norm: L2 norm to which a patient's gradient is clipped.
-        divisor: Divides the noisy sum: a public guess of the patients in a step, never a count.
+        divisor: Divides the noisy sum: a public guess of the patients in a step, never a count. With bands
+            a step samples one of b parts, so it is sampling_probability x patients / b.
         site_divisors: Another divisor for some sites.
         unit: Who is protected: a whole `patient`, or a single `record` (weaker, and labelled so).
         max_records_per_patient: Most records of a patient in a step, drawn anew each time; 1 with `unit:
@@ -189,6 +190,9 @@ class Privacy(BaseModel):
         moment_floor: Least second moment of `adam-corrected`, in variances of the noise.
         subspace: Public directions in which weights may move, so that noise is drawn for so many numbers alone; 0 for
             all weights. Goes with a `public` section, whose data the directions are made from.
+        mechanism: Noise of the steps of a round: `independent`, or `banded`, correlated so that later steps take back
+            what earlier ones added.
+        bands: Of `banded`: steps that are correlated, and parts that patients take turns in; 2 to `local_steps`.
         precision: Of activations: `bf16` goes with `engine.device: cuda`. Norms, clip and noise are as ever.
     """
 
@@ -218,6 +222,8 @@ class Privacy(BaseModel):
     moment_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
     subspace: Annotated[int, Field(ge=0, le=1024)] = 0
     precision: Literal["float32", "bf16"] = "float32"
+    mechanism: Literal["independent", "banded"] = "independent"
+    bands: Annotated[int, Field(ge=1, le=1024)] = 1
 
     def divisor_of(self, site: str) -> float:
         """Return the divisor of a site.

@@ -37,6 +37,7 @@ from privacy.canaries import (
     flip_coins,
 )
 from privacy.clipping import GradientEngine, patient_chunks
+from privacy.errors import PlanError
 from privacy.findings import AuditResult, judge
 from privacy.noise import KeyStream, Randomness
 from privacy.plan import PrivacyPlan
@@ -240,7 +241,15 @@ def patient_losses(
 def _first_steps(
     plan: PrivacyPlan, claimed: Release | Sequence[Release], max_steps: int | None
 ) -> tuple[PrivacyPlan, tuple[Release, ...]]:
-    """Return plan and claim of the first `max_steps` steps."""
+    """Return plan and claim of the first `max_steps` steps.
+
+    Raises:
+        PlanError: the noise is banded: what the canaries score assumes steps that are independent.
+    """
+    if plan.mechanism == "banded":
+        raise PlanError(
+            "audit", ["banded noise cannot be audited: attacks take steps for independent; none runs"]
+        )
     said = (claimed,) if isinstance(claimed, Release) else tuple(claimed)
     if max_steps is None:
         return plan, said

@@ -24,6 +24,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from privacy.banded import BandedNoise
 from privacy.noise import SLACK_BYTES, FloatArray, KeyStream, round_to_grid
 
 _ALL_BUT_SIGN = 0x7FFF_FFFF_FFFF_FFFF
@@ -187,6 +188,7 @@ def noised_on_device(
     scale: float,
     divisor: float,
     spacing: float,
+    banded: BandedNoise | None = None,
 ) -> dict[str, Tensor]:
     """Return (sum + scale N(0, 1)) / divisor, rounded to multiples of `spacing`, without leaving the device.
 
@@ -196,6 +198,7 @@ def noised_on_device(
         scale: Standard deviation of the noise on the sum, > 0.
         divisor: Public, > 0.
         spacing: Of the grid, a power of two.
+        banded: Correlates the deviates with those of the steps before.
 
     Returns:
         Float64 tensors of the same names, shapes and device.
@@ -203,7 +206,10 @@ def noised_on_device(
     flat = torch.cat([tensor.detach().flatten().to(torch.float64) for tensor in clipped.values()])
     count = flat.numel()
     words = noise.words(count) if isinstance(noise, DeviceStream) else words_of(noise, count).to(flat.device)
-    released = torch.round((flat + scale * normal_of_words(words)) / divisor / spacing) * spacing
+    deviates = normal_of_words(words)
+    if banded is not None:
+        deviates = banded.correlate(deviates)
+    released = torch.round((flat + scale * deviates) / divisor / spacing) * spacing
     parts = torch.split(released, [tensor.numel() for tensor in clipped.values()])
     return {
         name: part.reshape(tensor.shape) for (name, tensor), part in zip(clipped.items(), parts, strict=True)

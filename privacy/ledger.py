@@ -38,7 +38,7 @@ from privacy.errors import LedgerError, PlanError, RefusalCode, RefusedError, Si
 from privacy.filters import FixedPlan, RenyiFilter
 from privacy.heads import Head, Proven, Receipt
 from privacy.merkle import consistency_proof, inclusion_proof
-from privacy.plan import PrivacyPlan
+from privacy.plan import PrivacyPlan, mechanism_name
 from privacy.records import Reservation, Work, rotation_statement
 from privacy.replay import State, replay
 from privacy.signing import SigningKey
@@ -466,7 +466,7 @@ def _mechanism(plan: PrivacyPlan) -> dict[str, Any]:
         "grad_engine": plan.grad_engine,
         "max_grad_norm": plan.max_grad_norm,
         "max_records_per_patient": plan.max_records_per_patient,
-        "name": "patient-level DP-SGD, Gaussian noise",  # any other unit is refused
+        "name": mechanism_name(plan),  # any unit but the patient is refused
         "plan_delta": plan.delta,
         "unit": plan.unit,
     }

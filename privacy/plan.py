@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from privacy.accounting import MAX_STEPS, NEIGHBOURINGS, Neighbouring, Release
+from privacy.banded import bands_problem, charged_steps
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem, require_fields
 from privacy.unsafe import NoPrivacy
@@ -20,8 +21,12 @@ from privacy.unsafe import NoPrivacy
 Unit = Literal["patient", "record"]
 RandomnessKind = Literal["os", "seeded"]
 GradEngine = Literal["bookkeeping", "opacus", "vmap"]
+Mechanism = Literal["independent", "banded"]
 
 KIND = "patient-dp"
+
+_ADDED = {"mechanism": "independent", "bands": 1}
+"""Fields that came later: left out at these values, so that documents of before keep their form and their hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +34,13 @@ class PrivacyPlan:
     """Poisson-subsampled DP-SGD of one round.
 
     Attributes:
-        sampling_probability: q, probability of each patient in each step, in (0, 1].
+        sampling_probability: q, probability of each patient in each step, in (0, 1]; with bands, in each step of
+            its part.
         steps: Steps of one round, 0 to `accounting.MAX_STEPS`. Constant: an empty sample is a step.
         noise_multiplier: sigma [in units of max_grad_norm], > 0.
         max_grad_norm: C, the bound on the L2 norm of one patient's gradient, > 0 and finite.
-        divisor: What the noisy sum is divided by, > 0; typically q times a public number of patients.
+        divisor: What the noisy sum is divided by, > 0; typically q times a public number of
+            patients; with bands q / b times it, since a step samples one of b parts.
         delta: In (0, 1); below 1 / n for a public n (`accounting.delta_is_sensible`).
         unit: `patient`, or `record`: then the cohort has to be grouped by record (one record a "patient"),
             the cap is 1, and a person with several records is *not* protected as a whole.
@@ -43,6 +50,8 @@ class PrivacyPlan:
         neighbouring: Of which relation epsilon is: `add_remove` one unit, or `replace_one`. The run is the same.
         randomness: `os`, or `seeded` for tests and simulation: then no privacy is claimed.
         grad_engine: How gradients of each patient are computed; results agree up to rounding.
+        mechanism: Noise of the steps of a round: `independent`, or correlated by a `banded` matrix (`banded`).
+        bands: b, of `banded`: 2 to `banded.MAX_BANDS`; 1 otherwise.
     """
 
     sampling_probability: float
@@ -56,6 +65,8 @@ class PrivacyPlan:
     neighbouring: Neighbouring = "add_remove"
     randomness: RandomnessKind = "os"
     grad_engine: GradEngine = "bookkeeping"
+    mechanism: Mechanism = "independent"
+    bands: int = 1
 
     def __post_init__(self) -> None:
         positive = "a finite number > 0"
@@ -73,6 +84,8 @@ class PrivacyPlan:
             *choice_problem("neighbouring", self.neighbouring, choices=NEIGHBOURINGS),
             *choice_problem("randomness", self.randomness, choices=("os", "seeded")),
             *choice_problem("grad_engine", self.grad_engine, choices=get_args(GradEngine)),
+            *choice_problem("mechanism", self.mechanism, choices=get_args(Mechanism)),
+            *bands_problem(self.mechanism, self.bands),
         ]
         if self.unit == "record" and self.max_records_per_patient != 1:
             problems.append("unit record needs max_records_per_patient = 1 and a cohort grouped by record")
@@ -80,30 +93,42 @@ class PrivacyPlan:
             raise PlanError("privacy plan", problems)
 
     def release(self) -> Release:
-        """Return the event of one round, for reserving budget before anything runs."""
+        """Return the event of one round, for reserving budget before anything runs.
+
+        With bands it has ceil(steps / b) steps: in more no patient can be.
+        """
         return Release(
             sampling_probability=self.sampling_probability,
             noise_multiplier=self.noise_multiplier,
-            steps=self.steps,
+            steps=charged_steps(self.steps, self.bands),
             neighbouring=self.neighbouring,
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON values, tagged `kind: patient-dp`."""
-        return {"kind": KIND, **dataclasses.asdict(self)}
+        """Return the fields as JSON values, tagged `kind: patient-dp`; `mechanism` and `bands` only if banded."""
+        fields = {"kind": KIND, **dataclasses.asdict(self)}
+        return {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
 
     @classmethod
     def from_dict(cls, payload: object) -> PrivacyPlan:
-        """Read what `to_dict` wrote; every field has to be there.
+        """Read what `to_dict` wrote; every field has to be there, but for `mechanism` and `bands`.
 
         Raises:
             PlanError: names every problem.
         """
         names = ("kind", *(field.name for field in dataclasses.fields(cls)))
-        fields: dict[str, Any] = dict(require_fields(payload, subject="privacy plan", names=names))
+        complete = {**_ADDED, **payload} if isinstance(payload, Mapping) else payload
+        fields: dict[str, Any] = dict(require_fields(complete, subject="privacy plan", names=names))
         if fields.pop("kind") != KIND:
             raise PlanError("privacy plan", [f"kind must be {KIND!r}"])
         return cls(**fields)
+
+
+def mechanism_name(plan: PrivacyPlan) -> str:
+    """Return what runs, in words, as a ledger holds it; what its release does not say of bands is part of it."""
+    if plan.mechanism == "banded":
+        return f"patient-level DP-SGD, banded Gaussian noise ({plan.bands} bands, {plan.steps} steps)"
+    return "patient-level DP-SGD, Gaussian noise"
 
 
 def plan_from_dict(payload: object) -> PrivacyPlan | NoPrivacy:

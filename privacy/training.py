@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from privacy.accounting import Release
 from privacy.augmentation import with_versions
+from privacy.banded import BandedNoise
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
 from privacy.descent import Descent
 from privacy.deviates import AheadStream, DeviceStream, noised_on_device, release_into
@@ -121,6 +122,8 @@ def train_private(
 
     w <- optimiser(w, round((sum_p clip(g_p, C) + N(0, (sigma C)^2)) / divisor) + mu (w - w_base))
 
+    With `plan.mechanism` banded the noise is correlated between steps, and patients take turns (`banded`).
+
     Args:
         module: `forward(values, covariates, latent_noise, kl_weight)` returns [B]; passed
             `compatible.check_model`.
@@ -143,7 +146,8 @@ def train_private(
         The release (`plan.release()`, emitted by the sampler that ran) and local facts.
 
     Raises:
-        PlanError: the randomness is not of the plan's kind.
+        PlanError: the randomness is not of the plan's kind, or the optimiser corrects for noise that the plan does
+            not have.
         TimeoutError: the deadline passed with steps left. The weights are half trained and must not be released; the
             budget stays reserved, because how far a site got in a given time can depend on its data.
 
@@ -157,6 +161,9 @@ def train_private(
         raise PlanError(
             "privacy plan", [f"randomness is {plan.randomness!r}, but {randomness.kind!r} was given"]
         )
+    if plan.mechanism == "banded" and optimiser.kind == "adam-corrected":
+        problem = "adam-corrected corrects for the same independent noise in every step, and banded has none; use adam"
+        raise PlanError("optimiser", [problem])
     engine = engine or build_engine(
         plan.grad_engine, max_rows=max_physical_records, repeatable=plan.randomness == "seeded"
     )
@@ -164,7 +171,9 @@ def train_private(
         num_patients=patients.num_patients,
         sampling_probability=plan.sampling_probability,
         stream=randomness.stream("sampling"),
+        bands=plan.bands,
     )
+    banded = BandedNoise(steps=plan.steps, bands=plan.bands) if plan.mechanism == "banded" else None
     noise, record_rng, latent_rng = _streams(randomness)
     version_rng = randomness.stream("augmentation").generator()
     noise_std = plan.noise_multiplier * plan.max_grad_norm / plan.divisor
@@ -183,7 +192,7 @@ def train_private(
                     kl_weight=kl_weight,
                     max_grad_norm=plan.max_grad_norm,
                 )
-            released = noised_mean(clipped.sum, plan, source)
+            released = noised_mean(clipped.sum, plan, source, banded)
             if observe is not None:
                 observe(released)
             descent.step(released)
@@ -199,25 +208,40 @@ def train_private(
     )
 
 
-def noised_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: NoiseSource) -> Gradients:
+def noised_mean(
+    clipped: Mapping[str, Tensor],
+    plan: PrivacyPlan,
+    noise: NoiseSource,
+    banded: BandedNoise | None = None,
+) -> Gradients:
     """Return (sum + N(0, (sigma C)^2)) / divisor on the plan's grid: the only view of the data to be used.
 
     Args:
         clipped: Sum of clipped gradients of each parameter.
         plan: Sets sigma, C, divisor and hence the grid.
         noise: One deviate a coordinate is taken, in the order of `clipped`.
+        banded: Correlates the deviates with those of the steps before; given exactly if the plan is banded.
 
     Returns:
         Float64 tensors of the same names, shapes and devices.
+
+    Raises:
+        ValueError: `banded` does not go with the plan.
     """
+    if (banded is not None) != (plan.mechanism == "banded"):
+        raise ValueError(f"the mechanism is {plan.mechanism}, which the noise is not")
     spacing = grid_spacing(
         noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.max_grad_norm, divisor=plan.divisor
     )
     scale = plan.noise_multiplier * plan.max_grad_norm
     on_device = any(tensor.is_cuda for tensor in clipped.values())
     if isinstance(noise, DeviceStream) or (on_device and isinstance(noise, KeyStream)):
-        return noised_on_device(clipped, noise, scale=scale, divisor=plan.divisor, spacing=spacing)
+        return noised_on_device(
+            clipped, noise, scale=scale, divisor=plan.divisor, spacing=spacing, banded=banded
+        )
     released = noise.normal(sum(tensor.numel() for tensor in clipped.values()))
+    if banded is not None:
+        released = banded.correlate(torch.from_numpy(released)).numpy()
     parts, first = {}, 0
     for name, tensor in clipped.items():
         own = released[first : first + tensor.numel()]

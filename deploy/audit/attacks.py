@@ -100,6 +100,12 @@ def can_measure(account: SiteAccount) -> bool:
     return bool(releases and account.mechanisms) and releases[-1].sampler == "poisson"
 
 
+def is_banded(account: SiteAccount) -> bool:
+    """Return whether the noise of a site's last job was banded: what `measure` runs would be another mechanism."""
+    last = account.worst.releases[-1]
+    return "banded" in str(_constants_of(account, last).get("name", ""))
+
+
 def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
     """Return the plan of a job like a site's last one, and its release."""
     last = account.worst.releases[-1]

@@ -95,10 +95,14 @@ def gather(account: SiteAccount, *, empirical: bool) -> Evidence:
     """Return attacks made now, or none if they are not wanted or cannot be made."""
     if not empirical:
         return Evidence(origin="Attacks were left out of this audit on request (--no-empirical).")
-    from deploy.audit.attacks import can_measure, measure
+    from deploy.audit.attacks import can_measure, is_banded, measure
 
     if not can_measure(account):
         return Evidence(origin="Nothing was spent, so there is nothing to attack.")
+    if is_banded(account):
+        return Evidence(
+            origin="The noise is banded, and the attacks take steps for independent: none were made."
+        )
     return measure(account)
 
 

@@ -232,8 +232,10 @@ def _in_words(item: Mechanism) -> str:
     """Return a mechanism and its parameters."""
     release, constants = item.release, item.constants
     clip = constants.get("max_grad_norm", "not provided")
+    name = str(constants.get("name", ""))
+    what = f"{name}, charged as DP-SGD" if "banded" in name else "DP-SGD with Gaussian noise"
     return (
-        f"DP-SGD with Gaussian noise: noise multiplier {release.noise_multiplier:.5g}, clip norm {clip}, "
+        f"{what}: noise multiplier {release.noise_multiplier:.5g}, clip norm {clip}, "
         f"{release.sampler} sampling with q = {release.sampling_probability:.5g}, {release.steps} steps a round, "
         f"divisor {constants.get('divisor', 'not provided')}"
     )

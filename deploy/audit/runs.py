@@ -27,7 +27,7 @@ from privacy.adversaries import Federation
 from privacy.claim import Claim
 from privacy.errors import PlanError
 from privacy.heads import Head
-from privacy.plan import PrivacyPlan
+from privacy.plan import PrivacyPlan, mechanism_name
 from server.checkpoint import Checkpoint, latest
 from server.errors import CheckpointError
 from server.strategy import ADMITTED
@@ -191,6 +191,7 @@ def _without_ledger(run: _Run, site: str, plan: PrivacyPlan, claim: str | None) 
             "grad_engine": plan.grad_engine,
             "max_grad_norm": plan.max_grad_norm,
             "max_records_per_patient": plan.max_records_per_patient,
+            **({"name": mechanism_name(plan)} if plan.mechanism == "banded" else {}),
             "plan_delta": plan.delta,
             "unit": plan.unit,
         },

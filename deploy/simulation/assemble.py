@@ -320,6 +320,7 @@ def _plan_facts(plan: PrivacyPlan) -> PlanFacts:
         divisor=plan.divisor,
         max_records_per_patient=cap if cap < ALL_RECORDS else None,
         steps_per_round=plan.steps,
+        bands=plan.bands if plan.mechanism == "banded" else None,
     )
 
 

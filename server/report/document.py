@@ -97,6 +97,7 @@ class PlanFacts:
         divisor: Public constant that the noisy sum is divided by.
         max_records_per_patient: Cap on the records a patient contributes to a step; None: all.
         steps_per_round: Steps asked of a site in one round.
+        bands: Of banded noise, which is charged as ceil(steps / bands) steps a round; None: independent noise.
     """
 
     sampling_probability: float
@@ -105,6 +106,7 @@ class PlanFacts:
     divisor: float
     max_records_per_patient: int | None = None
     steps_per_round: int | None = None
+    bands: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,7 @@ _PLAN = _object(
     divisor=_NUMBER,
     max_records_per_patient={"type": ["integer", "null"]},
     steps_per_round={"type": ["integer", "null"]},
+    bands={"type": ["integer", "null"]},
 )
 _PRIVACY = _object(
     "unit and delta are null, and every claim is none, where the run was not private",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from privacy import training
 from privacy.accounting import Release
 from privacy.audit import AuditResult, audit_training
+from privacy.banded import BandedNoise
 from privacy.canaries import GradientCanaries
 from privacy.clipping import Batch, ClippedSum, GradientEngine, Gradients, VmapEngine
 from privacy.noise import KeyStream, SeededRandomness
@@ -35,7 +36,7 @@ from vae.spec import ModelSpec
 Audit = Callable[..., AuditResult]
 """Called with a seed, and with options of `audited`."""
 
-NoisedMean = Callable[[Mapping[str, Tensor], PrivacyPlan, KeyStream], Gradients]
+NoisedMean = Callable[[Mapping[str, Tensor], PrivacyPlan, KeyStream, BandedNoise | None], Gradients]
 
 DELTA = 1e-4
 COHORT = make_cohort((6,), [1, 2, 3] * 4, covariates=0)
@@ -170,10 +171,12 @@ def sampled_by(sampler: type[Everybody] | type[Shuffled]) -> Iterator[None]:
 class Everybody:
     """A sampler that takes everybody and says that it samples."""
 
-    def __init__(self, *, num_patients: int, sampling_probability: float, stream: KeyStream) -> None:
+    def __init__(
+        self, *, num_patients: int, sampling_probability: float, stream: KeyStream, bands: int = 1
+    ) -> None:
         self._num_patients = num_patients
         self.release = PoissonSampler(
-            num_patients=num_patients, sampling_probability=sampling_probability, stream=stream
+            num_patients=num_patients, sampling_probability=sampling_probability, stream=stream, bands=bands
         ).release
 
     def samples(self, steps: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -184,12 +187,14 @@ class Everybody:
 class Shuffled:
     """A sampler that shuffles, deals batches of n q patients, and says that it samples."""
 
-    def __init__(self, *, num_patients: int, sampling_probability: float, stream: KeyStream) -> None:
+    def __init__(
+        self, *, num_patients: int, sampling_probability: float, stream: KeyStream, bands: int = 1
+    ) -> None:
         self._batches = round(1.0 / sampling_probability)
         self._num_patients = num_patients
         self._rng = stream.generator()
         self.release = PoissonSampler(
-            num_patients=num_patients, sampling_probability=sampling_probability, stream=stream
+            num_patients=num_patients, sampling_probability=sampling_probability, stream=stream, bands=bands
         ).release
 
     def samples(self, steps: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -199,20 +204,26 @@ class Shuffled:
             yield np.sort(order[step % self._batches :: self._batches])
 
 
-def no_noise(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream) -> Gradients:
+def no_noise(
+    clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream, banded: BandedNoise | None = None
+) -> Gradients:
     """Return the mean without noise."""
     return {name: tensor.to(torch.float64) / plan.divisor for name, tensor in clipped.items()}
 
 
-def noise_of_the_mean(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream) -> Gradients:
+def noise_of_the_mean(
+    clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream, banded: BandedNoise | None = None
+) -> Gradients:
     """Return the mean with noise that would be right for a mean, added to the sum."""
     scaled = dataclasses.replace(plan, noise_multiplier=plan.noise_multiplier / plan.divisor)
-    return _RIGHT(clipped, scaled, noise)
+    return _RIGHT(clipped, scaled, noise, banded)
 
 
-def repeated_noise(clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream) -> Gradients:
+def repeated_noise(
+    clipped: Mapping[str, Tensor], plan: PrivacyPlan, noise: KeyStream, banded: BandedNoise | None = None
+) -> Gradients:
     """Return the mean with the noise of the first step in every step."""
-    return _RIGHT(clipped, plan, KeyStream(bytes(32)))
+    return _RIGHT(clipped, plan, KeyStream(bytes(32)), banded)
 
 
 _RIGHT = training.noised_mean

@@ -121,6 +121,23 @@ BROKEN = [
         "must be `vmap` with a `subspace`",
     ),
     (TOY + f"privacy: {{{PRIVATE}, subspace: 1025}}", "privacy.subspace", "1024"),
+    (TOY + f"privacy: {{{PRIVATE}, bands: 4}}", "privacy.bands", "`mechanism: banded` alone"),
+    (TOY + f"privacy: {{{PRIVATE}, mechanism: banded}}", "privacy.bands", "from 2 to local_steps (10)"),
+    (
+        TOY + f"privacy: {{{PRIVATE}, mechanism: banded, bands: 11}}",
+        "privacy.bands",
+        "each part has to come up",
+    ),
+    (
+        TOY + f"privacy: {{{PRIVATE}, mechanism: banded, bands: 2, optimiser: adam-corrected}}",
+        "privacy.optimiser",
+        "must be `sgd` or `adam`",
+    ),
+    (
+        TOY + f"audit: {{}}\nprivacy: {{{PRIVATE}, mechanism: banded, bands: 2}}",
+        "audit",
+        "`privacy.mechanism: independent` alone",
+    ),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
     (
         TOY + "arms: [linear-dp]\nlinear: {mean_norm: 3, spread_norm: 3}",
@@ -209,6 +226,7 @@ def test_a_broken_rule_is_the_only_problem(load, text, path, rule):
         TOY + "privacy: {noise_multiplier: 1, site_divisors: {site-1: 3, site-2: 3, site-3: 4}}",
         TOY + f"privacy: {{{PRIVATE}, unit: record, max_records_per_patient: 1}}",
         TOY + f"privacy: {{{PRIVATE}, optimiser: sgd, momentum: 0.5}}",
+        TOY + f"privacy: {{{PRIVATE}, mechanism: banded, bands: 10}}",
         TOY + f"engine: {{device: cuda}}\nprivacy: {{{PRIVATE}, precision: bf16}}",
         "data: {kind: phantom}\ntraining: {augmentations: 2, max_shift: 3, flip: true, max_gain: 0.1}",
         TOY + "training: {schedule: cosine, final_share: 0.2, warmup_steps: 99}",

@@ -133,6 +133,17 @@ def _edited(content, record, **fields):
             },
             "adam-corrected corrects for noise",
         ),
+        (
+            {
+                "plan": {**request().plan.to_dict(), "mechanism": "banded", "bands": 2},
+                "learning": {"optimiser": "adam-corrected"},
+            },
+            "the same noise in every step, and banded noise is not",
+        ),
+        (
+            {"plan": {**request().plan.to_dict(), "mechanism": "banded"}},
+            "bands with mechanism banded must be an integer",
+        ),
         ({"learning": {"precision": "fp8"}}, "precision must be one of float32, bf16"),
         (
             {

@@ -111,6 +111,17 @@ def test_reserves_before_it_opens_data_and_commits_before_it_answers(tmp_path, w
     assert set(update.delta) == set(weights)
 
 
+def test_banded_noise_reserves_commits_and_claims_what_it_is_charged(tmp_path, weights):
+    plan = dataclasses.replace(PLAN, mechanism="banded", bands=2)
+    site = _site(tmp_path)
+    update = site.train(_request(weights, plan=plan), weights)
+    assert update.claim.releases == (plan.release(),)
+    assert plan.release().steps == 2  # of three steps a patient can be in two at most
+    (reserved, _), (committed, _) = open_ledger(tmp_path, DATA.train.patients).entries()[-2:]
+    assert b"banded Gaussian noise (2 bands, 3 steps)" in reserved
+    assert b'"steps":[2]' in committed
+
+
 def test_noise_of_the_operating_system_makes_a_dp_claim(tmp_path, weights):
     plan = dataclasses.replace(PLAN, randomness="os")
     assert _site(tmp_path, os=True).train(_request(weights, plan=plan), weights).claim.kind == "dp"

@@ -1,5 +1,6 @@
 """What an experiment would cost each site, and what a site would answer, without opening any data."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -52,6 +53,19 @@ def test_noise_is_calibrated_to_a_target(load):
     assert outlook.target == 3.0
     assert outlook.sites[0].all_rounds.pld == pytest.approx(3.0, rel=2e-3)
     assert "calibrated to epsilon 3" in render(outlook)
+
+
+def test_banded_noise_costs_the_steps_that_a_patient_can_be_in(load):
+    banded = ["privacy.mechanism=banded", "privacy.bands=2"]
+    outlook = foresee(load(experiment=banded)[0], {})
+    charged = dataclasses.replace(ROUND, steps=3)  # of five
+    assert outlook.sites[0].one_round == epsilons([charged], 1e-5)
+    assert outlook.sites[0].all_rounds == epsilons([charged] * 4, 1e-5)
+    aimed = foresee(
+        load(experiment=[*banded, "privacy.noise_multiplier=null", "privacy.epsilon=3"])[0], {}
+    ).sites[0]
+    assert aimed.all_rounds.pld == pytest.approx(3.0, rel=2e-3)
+    assert (aimed.plan.mechanism, aimed.plan.bands, aimed.plan.steps) == ("banded", 2, 5)
 
 
 def test_without_privacy_there_is_no_bound(load):

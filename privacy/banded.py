@@ -41,12 +41,15 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from privacy.fields import integer_problem
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a plan is read where there is no torch
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from client.contract import Weights
 from deploy.config import Experiment
@@ -133,13 +134,16 @@ def start_on(
     path = cache / "public" / f"{key[:32]}.safetensors"
     _require_fit(cohort, spec)
     identity = {"decided_by": key, "patients": _digest(cohort)}
-    if path.exists():
-        weights, facts = load(path, signature_of(spec))
-        if facts == identity:
-            return weights
-    weights = _train(cohort, public, spec, seed=experiment.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(path, weights, identity)
+    with FileLock(
+        path.with_suffix(".lock")
+    ):  # runs of a study begin together: one trains, the others wait and read
+        if path.exists():
+            weights, facts = load(path, signature_of(spec))
+            if facts == identity:
+                return weights
+        weights = _train(cohort, public, spec, seed=experiment.seed)
+        save(path, weights, identity)
     return weights
 
 

@@ -1,7 +1,7 @@
 """Runs the experiments of a study, several at a time, each in a process of its own.
 
     OUT/runs/KEY/               folder of a run, as `simulate.py` keeps it
-    OUT/runs/KEY/scores.json    its figures; a run that has them is finished and is not run again
+    OUT/runs/KEY/scores.json    its figures; a run that has those of every arm asked for is not run again
 
 Killed and started again, a study goes on with the rounds that are missing.
 """
@@ -58,7 +58,7 @@ def run_study(plan: Plan, out: Path, cache: Path, *, jobs: int, note: Note) -> d
         DeployError: a run failed; the others that were begun are finished first.
         EngineError: a process was killed.
     """
-    missing = [key for key in plan.runs if not (out / "runs" / key / SCORES_NAME).exists()]
+    missing = [key for key in plan.runs if not _is_finished(plan, key, out / "runs" / key / SCORES_NAME)]
     note(f"{len(plan.runs)} runs, {len(plan.runs) - len(missing)} finished before")
     began = time.perf_counter()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -82,6 +82,14 @@ def run_study(plan: Plan, out: Path, cache: Path, *, jobs: int, note: Note) -> d
             for future in waiting:
                 future.cancel()
     return {key: read_scores(out / "runs" / key / SCORES_NAME) for key in plan.runs}
+
+
+def _is_finished(plan: Plan, key: str, path: Path) -> bool:
+    """Return whether a run has figures of every arm that is asked for: an earlier study may have needed fewer."""
+    if not path.exists():
+        return False
+    found = read_scores(path).results
+    return all(cell.arm in found for cell in plan.cells if cell.run == key)
 
 
 def read_scores(path: Path) -> Scores:

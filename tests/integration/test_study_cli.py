@@ -41,6 +41,19 @@ def test_a_study_runs_once_and_is_read_back(command):
     assert len(kept) == 3
 
 
+def test_a_run_that_lacks_an_arm_is_gone_on_with(command):
+    run, folder = command
+    few = [*SMALL, "--set", "lines.2.epsilons=[]", "--set", "lines.2.set=[]"]
+    assert run(*few).exit_code == 0
+    path = next((folder / "out").glob("runs/*/scores.json"))
+    found = json.loads(path.read_text())
+    del found["results"]["federated"]
+    path.write_text(json.dumps(found))
+    again = run(*few)
+    assert "2 runs, 1 finished before" in again.output
+    assert "federated" in json.loads(path.read_text())["results"]
+
+
 def test_a_dry_run_checks_and_runs_nothing(command):
     run, folder = command
     done = run("--dry-run")

@@ -36,7 +36,7 @@ from deploy.tune.candidates import (
     without_privacy,
 )
 from deploy.tune.choice import Trial, Tuning, ranked
-from deploy.tune.search import Limits, best_of, explore, good_default
+from deploy.tune.search import Limits, best_of, explore, good_default, with_optimiser
 from deploy.tune.standins import Deal, Indices, deal, played
 from deploy.tune.table import describe
 from privacy.accounting import Release, calibrate_noise, epsilons
@@ -117,7 +117,7 @@ def tune(
         trials=trials,
         start=bench.start_error,
         plain=plain,
-        noiseless=bench.plain(without_privacy(experiment, trials[0].candidate, patients)),
+        noiseless=bench.plain(without_privacy(experiment, _unclipped(trials[0].candidate, bench), patients)),
     )
 
 
@@ -342,6 +342,11 @@ def _require_admissible(delta: Weights, largest: float) -> None:
 def _joined(cohorts: Mapping[str, Cohort], parts: Mapping[str, Indices]) -> Cohort:
     """Return some patients of several cohorts as one."""
     return concatenate([cohorts[name].select(patients) for name, patients in parts.items()], name="public")
+
+
+def _unclipped(candidate: Candidate, bench: _Bench) -> Candidate:
+    """Return the candidate with Adam in place of SGD, whose rate fits clipped gradients and diverges on others."""
+    return with_optimiser(candidate, "adam", bench.noise) if candidate.optimiser == "sgd" else candidate
 
 
 @functools.cache

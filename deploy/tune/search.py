@@ -107,6 +107,21 @@ def best_of(found: dict[Candidate, float], count: int = 1) -> list[Candidate]:
     return sorted(found, key=found.__getitem__)[:count]
 
 
+def with_optimiser(best: Candidate, name: OptimiserName, noise: Noise) -> Candidate:
+    """Return another optimiser, with steps of about the same length.
+
+    Adam divides by the size of the noised gradient, which is little but noise: sigma C / (q n) in each coordinate.
+
+    Args:
+        best: Any candidate.
+        name: The optimiser.
+        noise: Of a candidate.
+    """
+    size = {(False, True): 1 / noise(best), (True, False): noise(best)}
+    by = size.get((best.optimiser == "sgd", name == "sgd"), 1.0)
+    return replace(best, optimiser=name, learning_rate=tidy(best.learning_rate * by))
+
+
 Step = Callable[[Candidate], Candidate]
 
 
@@ -133,7 +148,7 @@ def _moves(factors: Mapping[str, float], noise: Noise) -> Iterator[Step]:
     yield partial(_larger_share, by=factors["sampling_probability"], noise=noise)
     yield partial(_smaller_share, by=factors["sampling_probability"])
     if factors is COARSE:
-        yield from (partial(_optimiser, name=name, noise=noise) for name in _OPTIMISERS)
+        yield from (partial(with_optimiser, name=name, noise=noise) for name in _OPTIMISERS)
         yield from (partial(_part, name=name) for name in _PARTS)
     yield from (partial(_clip, by=by) for by in (1 / clip, clip))
 
@@ -158,16 +173,6 @@ def _larger_share(best: Candidate, by: float, noise: Noise) -> Candidate:
 def _smaller_share(best: Candidate, by: float) -> Candidate:
     """Return a smaller sampling probability."""
     return replace(best, sampling_probability=tidy(best.sampling_probability / by))
-
-
-def _optimiser(best: Candidate, name: OptimiserName, noise: Noise) -> Candidate:
-    """Return another optimiser, with steps of about the same length.
-
-    Adam divides by the size of the noised gradient, which is little but noise: sigma C / (q n) in each coordinate.
-    """
-    size = {(False, True): 1 / noise(best), (True, False): noise(best)}
-    by = size.get((best.optimiser == "sgd", name == "sgd"), 1.0)
-    return replace(best, optimiser=name, learning_rate=tidy(best.learning_rate * by))
 
 
 def _part(best: Candidate, name: TrainableNames) -> Candidate:

@@ -15,7 +15,7 @@ from deploy.simulation import tuning
 from deploy.simulation.public import public_sites, start_on
 from deploy.simulation.run import train
 from deploy.simulation.tuning import Effort, TrialFailedError, federate_here, tune
-from deploy.tune.candidates import Candidate
+from deploy.tune.candidates import Candidate, without_privacy
 from deploy.tune.search import Limits, good_default
 from privacy.accounting import Release, epsilons
 from privacy.noise import SeededRandomness
@@ -112,6 +112,23 @@ def test_of_an_absurd_and_a_sensible_rate_the_sensible_one_is_chosen(cache):
     worse = tuned.trials[1]
     assert worse.score == pytest.approx(tuned.start, rel=1e-4)  # it goes nowhere: the public start
     assert tuned.winner.score < worse.score
+
+
+def test_the_yardstick_of_a_choice_by_sgd_does_not_diverge(cache):
+    """SGD's rate fits gradients of the clip's length: without a clip of 0.01 the same rate is far too long."""
+    by_sgd = {**PRIVACY, "optimiser": "sgd", "learning_rate": 50.0, "max_grad_norm": 0.01}
+    tuned = tune(experiment(public=PUBLIC, privacy=by_sgd), Effort(trials=1, seeds=1), cache=cache)
+    assert tuned.winner.candidate.optimiser == "sgd"
+    assert math.isfinite(tuned.noiseless)
+    assert math.isinf(_by_sgd_without_a_clip(tuned, cache)), "or this test could not fail"
+
+
+def _by_sgd_without_a_clip(tuned, cache):
+    """Return the error of the choice's own rate on gradients that are not clipped."""
+    bench = tuning._Bench.set_up(
+        tuned.experiment, tuned.patients, EFFORT, cache=cache, workers=1, note=lambda _: None
+    )
+    return bench.plain(without_privacy(tuned.experiment, tuned.winner.candidate, tuned.patients))
 
 
 def test_finalists_have_all_seeds_and_every_trial_is_told(done):

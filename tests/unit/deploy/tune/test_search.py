@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.tune.candidates import Candidate
-from deploy.tune.search import SATURATED, TOLERANCE, Limits, best_of, explore, good_default
+from deploy.tune.search import SATURATED, TOLERANCE, Limits, best_of, explore, good_default, with_optimiser
 
 LIMITS = Limits(rounds=10, warmup_steps=0, patients=56.0)
 START = Candidate(
@@ -104,6 +104,13 @@ def test_a_direction_that_hardly_helps_is_left_before_its_steps_grow_long():
 
     assert longest(TOLERANCE / 4) == 16  # tried once, and not gone on from
     assert longest(8 * TOLERANCE) > 1000
+
+
+def test_there_and_back_again_is_the_same_rate():
+    there = with_optimiser(START, "sgd", noise)
+    assert there.learning_rate == pytest.approx(START.learning_rate / noise(START), rel=0.05)
+    assert with_optimiser(there, "adam", noise).learning_rate == pytest.approx(START.learning_rate, rel=0.05)
+    assert with_optimiser(START, "adam-corrected", noise).learning_rate == START.learning_rate
 
 
 def test_a_failed_trial_is_never_the_best():

@@ -1,5 +1,6 @@
 """Every shipped configuration loads, is explained, and goes with the models and data it names."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,12 @@ def test_its_model_can_be_built(file):
 STUDIES = sorted(path for path in (FOLDER.parent / "studies").glob("*.yaml") if "-base" not in path.stem)
 
 
+_load = functools.cache(load_study)
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_experiment_of_a_study_is_valid_and_its_aims_are_written_down(path):
-    plan = load_study(path)
+    plan = _load(path)
     assert plan.study.name == path.stem
     assert len(plan.study.seeds) >= 3
     assert plan.study.gap.aims
@@ -89,7 +93,7 @@ def test_every_experiment_of_a_study_is_valid_and_its_aims_are_written_down(path
 
 def test_no_founder_scanner_or_seed_is_on_both_sides_of_the_study_of_usefulness():
     """The rule that refuses it is tested elsewhere; here that the shipped study does not rest on its loophole."""
-    for made in load_study(FOLDER.parent / "studies" / "utility.yaml").runs.values():
+    for made in _load(FOLDER.parent / "studies" / "utility.yaml").runs.values():
         if made.public is None:
             continue
         ours = {*made.data.founder_subset, *(made.data.held_out_founders or ())}

@@ -13,7 +13,7 @@ MADE = experiment(
         "data": {"kind": "toy", "sites": 1, "patients_per_site": 20, "features": 5, "seed": 9},
         "steps": 5,
     },
-    privacy={"subspace": K},
+    privacy={"subspace": K, "grad_engine": "vmap"},
     arms=["federated", "federated-dp"],
 )
 

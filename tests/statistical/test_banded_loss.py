@@ -14,7 +14,7 @@ from privacy.banded import charged_steps, strategy
 Q, NOISE, EPSILON = 0.6, 0.9, 1.0
 
 
-def lost(matrix: np.ndarray, *, parts: int, draws: int = 100_000) -> tuple[float, float]:
+def lost(matrix: np.ndarray, *, parts: int, draws: int = 40_000) -> tuple[float, float]:
     """Return delta at EPSILON of a round of unit gradients, with its standard error.
 
     With the patient C x + z is a mixture, over parts and coins, of normal laws around sums of columns; without, z.
@@ -59,5 +59,5 @@ def test_columns_that_are_too_long_or_patients_without_turns_would_be_found(step
     bound = charged(charged_steps(steps, bands))
     longer, error = lost(1.6 * strategy(steps, bands), parts=bands)
     assert longer > bound + 4 * error
-    everybody, error = lost(strategy(steps, bands), parts=1, draws=50_000)
+    everybody, error = lost(strategy(steps, bands), parts=1)
     assert everybody > bound + 4 * error

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.accounting import epsilons
+from privacy.accounting import CURVE_INTERVAL, epsilons
 from privacy.errors import PlanError
 from privacy.linear import LinearPlan, calibrate_linear, release_mean, release_spread, split_noise
 from privacy.noise import SeededRandomness
@@ -108,8 +108,10 @@ def test_mean_and_spread_cost_together_what_one_release_does():
             )
         ),
     )
-    both = epsilons(plan.releases(), delta)
-    one = epsilons([dataclasses.replace(plan.releases()[0], noise_multiplier=noise)], delta)
+    both = epsilons(plan.releases(), delta, interval=CURVE_INTERVAL)
+    one = epsilons(
+        [dataclasses.replace(plan.releases()[0], noise_multiplier=noise)], delta, interval=CURVE_INTERVAL
+    )
     assert both.rdp == pytest.approx(one.rdp, rel=1e-3)
     assert both.pld == pytest.approx(one.pld, rel=1e-2)
 

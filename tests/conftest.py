@@ -19,6 +19,8 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+# Commands in child processes wrap as for a pipe: parallel workers are told the width of the terminal.
+os.environ.pop("COLUMNS", None)
 
 settings.register_profile(
     "repeatable",

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from deploy.audit.coverage import departures_of_run
 from deploy.audit.write import write
 from tests.support.audits import account, as_subject, check, refused, report
+from tests.support.browser import browse, needed, picture
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
-    *(
-        "--virtual-time-budget=10000",
-        "--run-all-compositor-stages-before-draw",
-        "--force-device-scale-factor=1",
-    ),
-)
 BLUE, INK = np.array([10, 92, 143]), np.array([27, 37, 48])
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        BROWSER is None, reason="no chromium on this machine: install it to see audits rendered"
-    ),
-]
-
-
-def browse(folder, page, *flags):
-    """Run the browser on a page with a fresh profile and return what it printed."""
-    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
-    home = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=home)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def picture(folder, page, height, width=1280):
-    """Return the page as [H, W, 3]."""
-    target = folder / "page.png"
-    browse(folder, page, f"--screenshot={target}", f"--window-size={width},{height}")
-    return np.asarray(Image.open(target).convert("RGB")).astype(int)
+pytestmark = [pytest.mark.slow, needed]
 
 
 def runs_of(shot, colour, least=100):

@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from server.report import write
+from tests.support.browser import browse, needed, picture
 from tests.support.reports import image_report, table_report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
-    *(
-        "--virtual-time-budget=10000",
-        "--run-all-compositor-stages-before-draw",
-        "--force-device-scale-factor=1",
-    ),
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        BROWSER is None, reason="no chromium on this machine: install it to see reports rendered"
-    ),
-]
-
-
-def browse(folder, page, *flags):
-    """Run the browser on a page with a fresh profile and return what it printed."""
-    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
-    home = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=home)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def picture(folder, page, height):
-    """Return the page at 1280 pixels as [H, W, 3]."""
-    target = folder / "page.png"
-    browse(folder, page, f"--screenshot={target}", f"--window-size=1280,{height}")
-    return np.asarray(Image.open(target).convert("RGB")).astype(int)
+pytestmark = [pytest.mark.slow, needed]
 
 
 def test_the_style_applies_and_the_pictures_load(tmp_path):

@@ -35,7 +35,7 @@ def check(sections: Sections, document: Document) -> list[Problem]:
         _strategy,
         _quorum,
         _privacy,
-        _banded,
+        _mechanism,
         _arms,
         _trainable,
         _schedule,
@@ -176,14 +176,17 @@ def _privacy(sections: Sections, document: Document) -> Iterator[Problem]:
         )
 
 
-def _banded(sections: Sections, document: Document) -> Iterator[Problem]:
-    """Bands go with noise that has them, fit into a round, and with what knows of them."""
+def _mechanism(sections: Sections, document: Document) -> Iterator[Problem]:
+    """Integers need each patient's gradient; bands go with noise that has them, fit into a round, and with the rest."""
     privacy: Privacy | None = sections.get("privacy")
     if privacy is None:
         return
-    if privacy.mechanism == "independent":
+    if privacy.mechanism != "banded":
         if privacy.bands != 1:
             yield at(document, ("privacy", "bands"), "goes with `mechanism: banded` alone; remove it")
+        if privacy.mechanism == "discrete" and privacy.grad_engine == "bookkeeping":
+            rule = "must be `vmap` or `opacus` with `mechanism: discrete`, which rounds each patient's own gradient"
+            yield at(document, ("privacy", "grad_engine"), rule)
         return
     if not 2 <= privacy.bands <= privacy.local_steps:
         rule = (
@@ -195,7 +198,9 @@ def _banded(sections: Sections, document: Document) -> Iterator[Problem]:
         rule = "must be `sgd` or `adam` with `mechanism: banded`: what it corrects for is the same noise in every step"
         yield at(document, ("privacy", "optimiser"), rule)
     if sections.get("audit") is not None:
-        rule = "goes with `privacy.mechanism: independent` alone: the attacks take steps for independent; remove it"
+        rule = (
+            "does not go with `privacy.mechanism: banded`: the attacks take steps for independent; remove it"
+        )
         yield at(document, ("audit",), rule, show_value=False)
 
 

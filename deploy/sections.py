@@ -191,7 +191,8 @@ class Privacy(BaseModel):
         subspace: Public directions in which weights may move, so that noise is drawn for so many numbers alone; 0 for
             all weights. Goes with a `public` section, whose data the directions are made from.
         mechanism: Noise of the steps of a round: `independent`, or `banded`, correlated so that later steps take back
-            what earlier ones added.
+            what earlier ones added, or `discrete`: independent integers, exact to the last bit; patients are computed
+            one by one, so it takes longer.
         bands: Of `banded`: steps that are correlated, and parts that patients take turns in; 2 to `local_steps`.
         precision: Of activations: `bf16` goes with `engine.device: cuda`. Norms, clip and noise are as ever.
     """
@@ -222,7 +223,7 @@ class Privacy(BaseModel):
     moment_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
     subspace: Annotated[int, Field(ge=0, le=1024)] = 0
     precision: Literal["float32", "bf16"] = "float32"
-    mechanism: Literal["independent", "banded"] = "independent"
+    mechanism: Literal["independent", "banded", "discrete"] = "independent"
     bands: Annotated[int, Field(ge=1, le=1024)] = 1
 
     def divisor_of(self, site: str) -> float:

@@ -28,6 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from privacy.discrete import Lattice
 from privacy.plan import GradEngine
 
 Gradients = dict[str, Tensor]
@@ -66,7 +67,7 @@ class ClippedSum:
     """The sum over patients, and facts that never leave the site.
 
     Attributes:
-        sum: Float64 tensor of each trainable parameter, in the module's order and shapes.
+        sum: Float64 tensor of each trainable parameter, in the module's order and shapes; on a lattice int64.
         num_nonfinite: Patients that contributed zero; private.
         num_clipped: Patients whose norm exceeded C; private.
         loss_sum: Sum over patients with a finite gradient of their mean loss; private.
@@ -101,7 +102,9 @@ class GradientEngine(Protocol):
         ...
 
 
-def build_engine(name: GradEngine, *, max_rows: int = 256, repeatable: bool = False) -> GradientEngine:
+def build_engine(
+    name: GradEngine, *, max_rows: int = 256, repeatable: bool = False, lattice: Lattice | None = None
+) -> GradientEngine:
     """Return the engine of that name.
 
     Args:
@@ -109,14 +112,24 @@ def build_engine(name: GradEngine, *, max_rows: int = 256, repeatable: bool = Fa
         max_rows: Cap on records computed at once, >= 1: bounds memory, does not change the sum beyond
             rounding. A patient with more records is still computed at once.
         repeatable: Whether sums have to be equal to the bit in every process, which forbids timing.
+        lattice: For sums of integers, which are exact: then each patient is computed alone, whatever `max_rows`.
+
+    Raises:
+        ValueError: `max_rows` is below 1, or the engine has no gradient of each patient to put on a lattice.
     """
     if max_rows < 1:
         raise ValueError(f"max_rows must be >= 1, got {max_rows}")
+    if lattice is not None:
+        if name == "bookkeeping":
+            raise ValueError(
+                "bookkeeping sums before there is a patient's gradient to round; take vmap or opacus"
+            )
+        max_rows = 1
     from privacy.bookkeeping import BookkeepingEngine  # it builds upon this module
 
     engines: dict[GradEngine, Callable[[], GradientEngine]] = {
-        "vmap": lambda: VmapEngine(max_rows=max_rows),
-        "opacus": lambda: OpacusEngine(max_rows=max_rows),
+        "vmap": lambda: VmapEngine(max_rows=max_rows, lattice=lattice),
+        "opacus": lambda: OpacusEngine(max_rows=max_rows, lattice=lattice),
         "bookkeeping": lambda: BookkeepingEngine(max_rows=max_rows, is_timed=not repeatable),
     }
     return engines[name]()
@@ -220,9 +233,11 @@ class VmapEngine:
 
     Attributes:
         max_rows: Cap on records computed at once.
+        lattice: For sums of integers; None: float64.
     """
 
     max_rows: int = 256
+    lattice: Lattice | None = None
 
     def clipped_sum(
         self, module: nn.Module, batch: Batch, *, latent_noise: Tensor, kl_weight: float, max_grad_norm: float
@@ -238,7 +253,7 @@ class VmapEngine:
             return (losses * weight).sum()
 
         gradients_of = torch.func.vmap(torch.func.grad_and_value(weighted_loss), in_dims=(None, 0, 0, 0, 0))
-        total = Accumulator(trainable, max_grad_norm)
+        total = Accumulator(trainable, max_grad_norm, self.lattice)
         for rows in patient_chunks(batch, latent_noise, self.max_rows, like=next(iter(trainable.values()))):
             # Where patients have equally many records, one gradient a patient; else one a record, regrouped.
             groups = rows.num_patients if rows.is_uniform else rows.num_records
@@ -259,16 +274,18 @@ class OpacusEngine:
 
     Attributes:
         max_rows: Cap on records computed at once.
+        lattice: For sums of integers; None: float64.
     """
 
     max_rows: int = 256
+    lattice: Lattice | None = None
 
     def clipped_sum(
         self, module: nn.Module, batch: Batch, *, latent_noise: Tensor, kl_weight: float, max_grad_norm: float
     ) -> ClippedSum:
         """Return the sum of clipped patient gradients; see `GradientEngine`."""
         trainable, _ = split_parameters(module)
-        total = Accumulator(trainable, max_grad_norm)
+        total = Accumulator(trainable, max_grad_norm, self.lattice)
         if batch.num_patients == 0:
             return total.result()
         if not all(part.training for part in module.modules()):
@@ -284,13 +301,16 @@ class OpacusEngine:
 
 
 class Accumulator:
-    """Clips gradients of patients as they come and sums them in float64; counts what a `ClippedSum` tells."""
+    """Clips gradients of patients as they come and sums them in float64; counts what a `ClippedSum` tells.
 
-    def __init__(self, trainable: Gradients, max_grad_norm: float) -> None:
-        self._max_grad_norm = max_grad_norm
-        self._sum = {
-            name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in trainable.items()
-        }
+    On a lattice what is summed are integers, and the clip leaves room for rounding (`Lattice`).
+    """
+
+    def __init__(self, trainable: Gradients, max_grad_norm: float, lattice: Lattice | None = None) -> None:
+        self._lattice = lattice
+        self._max_grad_norm = max_grad_norm if lattice is None else lattice.clip_norm
+        dtype = torch.float64 if lattice is None else torch.int64
+        self._sum = {name: torch.zeros_like(tensor, dtype=dtype) for name, tensor in trainable.items()}
         self._num_nonfinite = 0
         self._num_clipped = 0
         self._loss_sum = 0.0
@@ -308,7 +328,10 @@ class Accumulator:
         for name, part in flat.items():
             if not all_counted:
                 part = torch.where(factors[:, None] > 0, part, 0.0)  # noqa: PLW2901 - 0 x inf would be NaN
-            self.add_weighted(name, factors @ part.to(torch.float64))
+            if self._lattice is None:
+                self.add_weighted(name, factors @ part.to(torch.float64))
+            else:
+                self.add_weighted(name, self._lattice.round_clipped(part, factors))
 
     def factors(self, norms: Tensor, losses: Tensor) -> Tensor:
         """Return [P] float64: what to multiply gradients of these norms with; counts the patients.
@@ -324,7 +347,7 @@ class Accumulator:
         return torch.where(finite, (self._max_grad_norm / norms).clamp(max=1.0), 0.0)
 
     def add_weighted(self, name: str, total: Tensor) -> None:
-        """Add what patients contribute to a parameter, clipped and summed in float64."""
+        """Add what patients contribute to a parameter, clipped and summed."""
         self._sum[name] += total.reshape(self._sum[name].shape)
 
     def result(self) -> ClippedSum:

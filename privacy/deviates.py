@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -33,14 +33,22 @@ _SLACK_WORDS = SLACK_BYTES // 8
 _PIECE = 2**14
 
 
+class Deviates(Protocol):
+    """A source of deviates of one law."""
+
+    def normal(self, count: int) -> FloatArray:
+        """Return the next [count] deviates: standard normal, or of a discrete law with a scale of its own."""
+        ...
+
+
 class AheadStream:
-    """Standard normal deviates of a key stream, made a step ahead in a thread.
+    """Deviates of a source, made a step ahead in a thread.
 
     Use as a context: leaving it waits for the thread. As many steps as were announced are made, never more; nothing
     else may read the stream meanwhile. The noise of a step is in memory while its gradients are.
     """
 
-    def __init__(self, stream: KeyStream, *, count: int, steps: int) -> None:
+    def __init__(self, stream: Deviates, *, count: int, steps: int) -> None:
         self._stream = stream
         self._count = count
         self._left = steps

@@ -48,7 +48,7 @@ class KeyStream:
 
     def uniform(self, count: int) -> FloatArray:
         """Return [count] float64, uniform on the 2^52 cell midpoints of (0, 1); never 0 or 1."""
-        return ((self._words(count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        return ((self.words(count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
     def normal(self, count: int) -> FloatArray:
         """Return [count] standard normal float64 by the inverse distribution function.
@@ -59,7 +59,7 @@ class KeyStream:
         out = np.empty(count, np.float64)
         for start in range(0, count, _CHUNK_WORDS):
             part = out[start : start + _CHUNK_WORDS]
-            words = self._words(len(part))
+            words = self.words(len(part))
             tail = (words >> np.uint64(1)).astype(np.float64)
             tail += 0.5
             tail *= 2.0**-64
@@ -69,7 +69,7 @@ class KeyStream:
 
     def generator(self) -> np.random.Generator:
         """Return a numpy generator keyed from this stream, for choices on which no proof rests."""
-        key = self._words(2)
+        key = self.words(2)
         return np.random.Generator(np.random.Philox(key=int(key[0]) << 64 | int(key[1])))
 
     def write_words(self, count: int, into: memoryview) -> None:
@@ -81,8 +81,8 @@ class KeyStream:
         """
         self._encryptor.update_into(bytes(8 * count), into)
 
-    def _words(self, count: int) -> npt.NDArray[np.uint64]:
-        """Return the next [count] words of 64 bits, little endian on every machine."""
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        """Return the next [count] uniform words of 64 bits, little endian on every machine."""
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8").astype(
             np.uint64, copy=False
         )

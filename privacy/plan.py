@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from privacy.accounting import MAX_STEPS, NEIGHBOURINGS, Neighbouring, Release
 from privacy.banded import bands_problem, charged_steps
+from privacy.discrete import discrete_problems
 from privacy.errors import PlanError
 from privacy.fields import choice_problem, integer_problem, number_problem, require_fields
 from privacy.unsafe import NoPrivacy
@@ -21,7 +22,7 @@ from privacy.unsafe import NoPrivacy
 Unit = Literal["patient", "record"]
 RandomnessKind = Literal["os", "seeded"]
 GradEngine = Literal["bookkeeping", "opacus", "vmap"]
-Mechanism = Literal["independent", "banded"]
+Mechanism = Literal["independent", "banded", "discrete"]
 
 KIND = "patient-dp"
 
@@ -50,7 +51,8 @@ class PrivacyPlan:
         neighbouring: Of which relation epsilon is: `add_remove` one unit, or `replace_one`. The run is the same.
         randomness: `os`, or `seeded` for tests and simulation: then no privacy is claimed.
         grad_engine: How gradients of each patient are computed; results agree up to rounding.
-        mechanism: Noise of the steps of a round: `independent`, or correlated by a `banded` matrix (`banded`).
+        mechanism: Noise of the steps of a round: `independent`, or correlated by a `banded` matrix (`banded`), or
+            independent and of integers, `discrete` (`discrete`).
         bands: b, of `banded`: 2 to `banded.MAX_BANDS`; 1 otherwise.
     """
 
@@ -87,6 +89,8 @@ class PrivacyPlan:
             *choice_problem("mechanism", self.mechanism, choices=get_args(Mechanism)),
             *bands_problem(self.mechanism, self.bands),
         ]
+        if not problems and self.mechanism == "discrete":
+            problems += discrete_problems(self.noise_multiplier, self.grad_engine)
         if self.unit == "record" and self.max_records_per_patient != 1:
             problems.append("unit record needs max_records_per_patient = 1 and a cohort grouped by record")
         if problems:
@@ -105,7 +109,7 @@ class PrivacyPlan:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON values, tagged `kind: patient-dp`; `mechanism` and `bands` only if banded."""
+        """Return the fields as JSON values, tagged `kind: patient-dp`; `mechanism` and `bands` only where named."""
         fields = {"kind": KIND, **dataclasses.asdict(self)}
         return {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
 
@@ -128,6 +132,8 @@ def mechanism_name(plan: PrivacyPlan) -> str:
     """Return what runs, in words, as a ledger holds it; what its release does not say of bands is part of it."""
     if plan.mechanism == "banded":
         return f"patient-level DP-SGD, banded Gaussian noise ({plan.bands} bands, {plan.steps} steps)"
+    if plan.mechanism == "discrete":
+        return "patient-level DP-SGD, discrete Gaussian noise"
     return "patient-level DP-SGD, Gaussian noise"
 
 

@@ -33,9 +33,10 @@ from privacy.augmentation import with_versions
 from privacy.banded import BandedNoise
 from privacy.clipping import Batch, GradientEngine, Gradients, build_engine, patient_chunks
 from privacy.descent import Descent
-from privacy.deviates import AheadStream, DeviceStream, noised_on_device, release_into
+from privacy.deviates import AheadStream, Deviates, DeviceStream, noised_on_device, release_into
+from privacy.discrete import SCALE, DiscreteGaussian, Lattice, on_lattice
 from privacy.errors import PlanError
-from privacy.noise import KeyStream, Randomness, grid_spacing
+from privacy.noise import KeyStream, Randomness, grid_spacing, round_to_grid
 from privacy.optimiser import Augmentation, NoisedOptimiser, Precision
 from privacy.plan import PrivacyPlan
 from privacy.sampling import PoissonSampler
@@ -55,7 +56,7 @@ __all__ = [
 # Deviates of a step below which handing them over costs more than it hides.
 _WORTH_A_THREAD = 2**15
 
-NoiseSource = KeyStream | AheadStream | DeviceStream
+NoiseSource = Deviates | DeviceStream
 
 OnStep = Callable[[int, float], None]
 """Called with the step (from 0) and the mean loss of the sampled patients: private, for a local log."""
@@ -122,7 +123,8 @@ def train_private(
 
     w <- optimiser(w, round((sum_p clip(g_p, C) + N(0, (sigma C)^2)) / divisor) + mu (w - w_base))
 
-    With `plan.mechanism` banded the noise is correlated between steps, and patients take turns (`banded`).
+    With `plan.mechanism` banded the noise is correlated between steps, and patients take turns (`banded`); with
+    discrete sum and noise are integers (`discrete`).
 
     Args:
         module: `forward(values, covariates, latent_noise, kl_weight)` returns [B]; passed
@@ -165,7 +167,10 @@ def train_private(
         problem = "adam-corrected corrects for the same independent noise in every step, and banded has none; use adam"
         raise PlanError("optimiser", [problem])
     engine = engine or build_engine(
-        plan.grad_engine, max_rows=max_physical_records, repeatable=plan.randomness == "seeded"
+        plan.grad_engine,
+        max_rows=max_physical_records,
+        repeatable=plan.randomness == "seeded",
+        lattice=_lattice(module, plan),
     )
     sampler = PoissonSampler(
         num_patients=patients.num_patients,
@@ -179,7 +184,7 @@ def train_private(
     noise_std = plan.noise_multiplier * plan.max_grad_norm / plan.divisor
     descent = Descent(module, optimiser, proximal_mu, noise_std=noise_std)
     num_nonfinite = steps_done = 0
-    with _train_mode(module), _noise_where(module, noise, plan.steps) as source:
+    with _train_mode(module), _noise_where(module, noise, plan) as source:
         for step, chosen in enumerate(sampler.samples(plan.steps)):
             _check_deadline(stop_at)
             batch = patients.batch(chosen, max_records=plan.max_records_per_patient, rng=record_rng)
@@ -226,10 +231,12 @@ def noised_mean(
         Float64 tensors of the same names, shapes and devices.
 
     Raises:
-        ValueError: `banded` does not go with the plan.
+        ValueError: `banded`, or the type of the sums, does not go with the plan.
     """
     if (banded is not None) != (plan.mechanism == "banded"):
         raise ValueError(f"the mechanism is {plan.mechanism}, which the noise is not")
+    if plan.mechanism != "discrete" and not all(tensor.is_floating_point() for tensor in clipped.values()):
+        raise ValueError(f"the mechanism is {plan.mechanism}, but the sums are in units of a lattice")
     spacing = grid_spacing(
         noise_multiplier=plan.noise_multiplier, max_grad_norm=plan.max_grad_norm, divisor=plan.divisor
     )
@@ -245,8 +252,12 @@ def noised_mean(
     parts, first = {}, 0
     for name, tensor in clipped.items():
         own = released[first : first + tensor.numel()]
-        total = tensor.detach().flatten().to("cpu", torch.float64).numpy()
-        release_into(own, total, scale=scale, divisor=plan.divisor, spacing=spacing)
+        total = tensor.detach().flatten().cpu()
+        if plan.mechanism == "discrete":
+            own[:] = round_to_grid(on_lattice(total, own) * (scale / SCALE) / plan.divisor, spacing)
+        else:
+            sums = total.to(torch.float64).numpy()
+            release_into(own, sums, scale=scale, divisor=plan.divisor, spacing=spacing)
         parts[name] = torch.from_numpy(own).reshape(tensor.shape).to(tensor.device)
         first += tensor.numel()
     return parts
@@ -311,17 +322,29 @@ def _train_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def _lattice(module: nn.Module, plan: PrivacyPlan) -> Lattice | None:
+    """Return the lattice of a discrete plan."""
+    if plan.mechanism != "discrete":
+        return None
+    return Lattice(
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.max_grad_norm,
+        num_coordinates=sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad),
+    )
+
+
 def _noise_where(
-    module: nn.Module, noise: KeyStream, steps: int
+    module: nn.Module, noise: KeyStream, plan: PrivacyPlan
 ) -> contextlib.AbstractContextManager[NoiseSource]:
-    """Return the stream, made ahead where the module is on an accelerator or large."""
+    """Return the stream's deviates, made ahead where the module is on an accelerator or large."""
     trainable = [tensor for tensor in module.parameters() if tensor.requires_grad]
-    if trainable and trainable[0].device.type == "cuda":
+    if plan.mechanism != "discrete" and trainable and trainable[0].device.type == "cuda":
         return DeviceStream(noise, trainable[0].device)
     count = sum(tensor.numel() for tensor in trainable)
+    deviates: Deviates = DiscreteGaussian(noise) if plan.mechanism == "discrete" else noise
     if count < _WORTH_A_THREAD:
-        return contextlib.nullcontext(noise)
-    return AheadStream(noise, count=count, steps=steps)
+        return contextlib.nullcontext(deviates)
+    return AheadStream(deviates, count=count, steps=plan.steps)
 
 
 def _activations_in(precision: Precision, module: nn.Module) -> contextlib.AbstractContextManager[object]:

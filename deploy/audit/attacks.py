@@ -102,8 +102,12 @@ def can_measure(account: SiteAccount) -> bool:
 
 def is_banded(account: SiteAccount) -> bool:
     """Return whether the noise of a site's last job was banded: what `measure` runs would be another mechanism."""
-    last = account.worst.releases[-1]
-    return "banded" in str(_constants_of(account, last).get("name", ""))
+    return "banded" in _mechanism_of(account)
+
+
+def _mechanism_of(account: SiteAccount) -> str:
+    """Return the name of the mechanism of a site's last job, as `plan.mechanism_name` gives it; empty if unnamed."""
+    return str(_constants_of(account, account.worst.releases[-1]).get("name", ""))
 
 
 def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
@@ -126,6 +130,7 @@ def _job(account: SiteAccount) -> tuple[PrivacyPlan, Release]:
         neighbouring=release.neighbouring,
         randomness="os" if account.claims == "dp" else "seeded",
         grad_engine=next((engine for engine in engines if engine == named), "bookkeeping"),
+        mechanism="discrete" if "discrete" in _mechanism_of(account) else "independent",
     )
     return plan, release
 

@@ -164,6 +164,16 @@ def _random(report: AuditReport) -> Disclosure:
 
 
 def _floating_point(report: AuditReport) -> Disclosure:
+    names = [str(item.constants.get("name", "")) for item in _mechanisms(report)]
+    if names and all("discrete" in name for name in names):
+        return Disclosure(
+            item="Implementation: floating point",
+            answer=(
+                "Clipped gradients are integers on a lattice that does not depend on data, summed without error, and "
+                "the noise is a discrete Gaussian sampled exactly: no low bits tell summands apart."
+            ),
+            source="privacy/discrete.py",
+        )
     return Disclosure(
         item="Implementation: floating point",
         answer=(
@@ -233,7 +243,8 @@ def _in_words(item: Mechanism) -> str:
     release, constants = item.release, item.constants
     clip = constants.get("max_grad_norm", "not provided")
     name = str(constants.get("name", ""))
-    what = f"{name}, charged as DP-SGD" if "banded" in name else "DP-SGD with Gaussian noise"
+    is_special = "banded" in name or "discrete" in name
+    what = f"{name}, charged as DP-SGD" if is_special else "DP-SGD with Gaussian noise"
     return (
         f"{what}: noise multiplier {release.noise_multiplier:.5g}, clip norm {clip}, "
         f"{release.sampler} sampling with q = {release.sampling_probability:.5g}, {release.steps} steps a round, "

@@ -191,7 +191,7 @@ def _without_ledger(run: _Run, site: str, plan: PrivacyPlan, claim: str | None) 
             "grad_engine": plan.grad_engine,
             "max_grad_norm": plan.max_grad_norm,
             "max_records_per_patient": plan.max_records_per_patient,
-            **({"name": mechanism_name(plan)} if plan.mechanism == "banded" else {}),
+            **({"name": mechanism_name(plan)} if plan.mechanism != "independent" else {}),
             "plan_delta": plan.delta,
             "unit": plan.unit,
         },

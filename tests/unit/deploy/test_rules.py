@@ -136,7 +136,17 @@ BROKEN = [
     (
         TOY + f"audit: {{}}\nprivacy: {{{PRIVATE}, mechanism: banded, bands: 2}}",
         "audit",
-        "`privacy.mechanism: independent` alone",
+        "does not go with `privacy.mechanism: banded`",
+    ),
+    (
+        TOY + f"privacy: {{{PRIVATE}, mechanism: discrete}}",
+        "privacy.grad_engine",
+        "must be `vmap` or `opacus` with `mechanism: discrete`",
+    ),
+    (
+        TOY + f"privacy: {{{PRIVATE}, mechanism: discrete, grad_engine: vmap, bands: 4}}",
+        "privacy.bands",
+        "`mechanism: banded` alone",
     ),
     (TOY + "arms: [mean, mean]", "arms", "2 times"),
     (

@@ -10,7 +10,7 @@ import pytest
 
 from privacy.accounting import Release
 from privacy.errors import PlanError
-from privacy.plan import PrivacyPlan, plan_from_dict
+from privacy.plan import PrivacyPlan, mechanism_name, plan_from_dict
 from privacy.unsafe import NoPrivacy, UnsafeWarning
 
 GOOD: dict[str, object] = {
@@ -38,7 +38,7 @@ BAD: list[tuple[str, list[object], str]] = [
     ("neighbouring", ["zero_out", None], "must be one of add_remove, replace_one"),
     ("randomness", ["torch", None], "must be one of os, seeded"),
     ("grad_engine", ["ghost", None], "must be one of bookkeeping, opacus, vmap"),
-    ("mechanism", ["ghost", None], "must be one of independent, banded"),
+    ("mechanism", ["ghost", None], "must be one of independent, banded, discrete"),
     ("bands", [0, 2, 1.0, True, None, "1"], "goes with mechanism banded alone"),
 ]
 CASES = [(name, value, rule) for name, values, rule in BAD for value in values]
@@ -176,3 +176,24 @@ def test_a_tag_cannot_turn_privacy_off_silently():
     # A document of a private plan whose tag was changed on the way does not become plain training.
     with pytest.raises(PlanError, match="unknown"):
         plan_from_dict(make().to_dict() | {"kind": "none"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"grad_engine": "bookkeeping"}, "grad_engine must be vmap or opacus with mechanism discrete"),
+        ({"noise_multiplier": 1e-4}, "noise_multiplier must be from 0.000976562 to 4096"),
+        ({"noise_multiplier": 5000.0}, "noise_multiplier must be from 0.000976562 to 4096"),
+        ({"bands": 2}, "bands goes with mechanism banded alone"),
+    ],
+)
+def test_a_discrete_plan_needs_what_its_lattice_needs(changes: dict[str, object], rule: str):
+    with pytest.raises(PlanError, match=rule):
+        make(**{"mechanism": "discrete", "grad_engine": "vmap", **changes})
+
+
+def test_a_discrete_plan_costs_what_the_gaussian_of_its_noise_costs_and_says_what_it_is():
+    plan = make(mechanism="discrete", grad_engine="vmap")
+    assert plan.release() == make().release()
+    assert PrivacyPlan.from_dict(plan.to_dict()) == plan
+    assert mechanism_name(plan) == "patient-level DP-SGD, discrete Gaussian noise"

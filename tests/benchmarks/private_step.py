@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from privacy.noise import SeededRandomness, SystemRandomness
-from privacy.plan import GradEngine, PrivacyPlan
+from privacy.plan import GradEngine, Mechanism, PrivacyPlan
 from privacy.training import NoisedOptimiser, train_private, train_unsafe
 from privacy.unsafe import NoPrivacy, UnsafeWarning
 from tests.benchmarks.figures import Figure, figure, interleaved, ratios
@@ -106,8 +106,9 @@ def measure_case(case: Case) -> list[Figure]:
     """Return the figures of one model."""
     parts: dict[str, Callable[[], object]] = {"plain": plain_steps(case)}
     parts |= {engine: private_steps(case, engine) for engine in ENGINES}
-    seeded = "bookkeeping, seeded"
+    seeded, discrete = "bookkeeping, seeded", "vmap, discrete noise"
     parts[seeded] = private_steps(case, "bookkeeping", randomness="seeded")
+    parts[discrete] = private_steps(case, "vmap", mechanism="discrete")
     seconds = interleaved(parts, repeats=case.repeats)
     a_step = [1e3 * each / case.steps for each in seconds["plain"]]
     return [
@@ -116,7 +117,7 @@ def measure_case(case: Case) -> list[Figure]:
             figure(
                 f"private_step/{case.name}/{part}", ratios(seconds[part], seconds["plain"]), "x plain step"
             )
-            for part in (*ENGINES, seeded)
+            for part in (*ENGINES, seeded, discrete)
         ),
         _wall_ratio(case, parts),
     ]
@@ -154,7 +155,11 @@ def plain_steps(case: Case) -> Callable[[], object]:
 
 
 def private_steps(
-    case: Case, engine: GradEngine, *, randomness: Literal["os", "seeded"] = "os"
+    case: Case,
+    engine: GradEngine,
+    *,
+    randomness: Literal["os", "seeded"] = "os",
+    mechanism: Mechanism = "independent",
 ) -> Callable[[], object]:
     """Return what takes the private steps."""
     model, cohort = build(case.spec, seed=0), _cohort(case)
@@ -167,6 +172,7 @@ def private_steps(
         delta=1e-5,
         randomness=randomness,
         grad_engine=engine,
+        mechanism=mechanism,
     )
 
     def steps() -> object:

@@ -151,7 +151,7 @@ def test_replacing_one_unit_costs_more_than_adding_it_and_less_than_twice_the_di
         added = accountant.epsilon([one(q, 2.0)], 1e-5)
         replaced = accountant.epsilon([other(q, 2.0)], 1e-5)
         unsampled = accountant.epsilon([one(1.0, 1.0)], 1e-5)
-        assert added < replaced <= unsampled
+        assert added < replaced <= unsampled * (1 + 1e-9)  # at q = 1 they are equal but for how FFTs round
         assert (replaced == unsampled) is (q == 1.0) or accountant.name == "pld"
 
 

@@ -40,6 +40,7 @@ from deploy.tune.search import Limits, best_of, explore, good_default, with_opti
 from deploy.tune.standins import Deal, Indices, deal, played
 from deploy.tune.table import describe
 from privacy.accounting import Release, calibrate_noise, epsilons
+from privacy.banded import charged_steps
 from privacy.noise import Randomness, SeededRandomness
 from privacy.plan import PrivacyPlan
 from server.average import averaged
@@ -96,7 +97,10 @@ def tune(
     expect_unsafe_arms()
     patients = patients_of(experiment, effort.patients)
     limits = Limits(
-        rounds=experiment.federation.rounds, warmup_steps=privacy.warmup_steps, patients=patients.fewest
+        rounds=experiment.federation.rounds,
+        warmup_steps=privacy.warmup_steps,
+        patients=patients.fewest,
+        bands=privacy.bands,
     )
     asked = Candidate.of(privacy)
     bench = _Bench.set_up(experiment, patients, effort, cache=cache, workers=workers, note=note)
@@ -187,15 +191,18 @@ class _Bench:
         """Return the noise multiplier that spends the target, and not more."""
         privacy = require_tunable(self._experiment)
         return _calibrated(
-            privacy.epsilon or 0.0,
-            privacy.delta,
-            candidate.sampling_probability,
-            candidate.local_steps * self._experiment.federation.rounds,
+            privacy.epsilon or 0.0, privacy.delta, candidate.sampling_probability, self._charged(candidate)
         )
+
+    def _charged(self, candidate: Candidate) -> int:
+        """Return the steps that the whole run is charged for."""
+        bands = require_tunable(self._experiment).bands
+        return charged_steps(candidate.local_steps, bands) * self._experiment.federation.rounds
 
     def noise(self, candidate: Candidate) -> float:
         """Return the noise in a coordinate of the mean gradient of the smallest site."""
-        expected = candidate.sampling_probability * self._patients.fewest
+        bands = require_tunable(self._experiment).bands
+        expected = candidate.sampling_probability * self._patients.fewest / bands
         return self.sigma(candidate) * candidate.max_grad_norm / expected
 
     def first_score(self, candidate: Candidate) -> float:
@@ -218,7 +225,7 @@ class _Bench:
         release = Release(
             sampling_probability=candidate.sampling_probability,
             noise_multiplier=sigma,
-            steps=candidate.local_steps * self._experiment.federation.rounds,
+            steps=self._charged(candidate),
         )
         return Trial(
             candidate=candidate,

@@ -75,13 +75,16 @@ def require_tunable(experiment: Experiment) -> Privacy:
     if privacy is not None and privacy.unit != "patient":
         rule = "must be `patient` for --tune: the number of patients is public, that of their records is not known"
         problems.append(Problem(path="privacy.unit", value=privacy.unit, rule=rule))
+    if privacy is not None and privacy.subspace:
+        rule = "must be 0 for --tune: it makes no public directions for its trials; tune without, then set it"
+        problems.append(Problem(path="privacy.subspace", value=str(privacy.subspace), rule=rule))
     if problems or privacy is None:
         raise ConfigError(experiment.name, problems)
     return privacy
 
 
 def patients_of(experiment: Experiment, given: int | None) -> Patients:
-    """Return the public number of patients of each site: as given, or as the divisor implies, n = divisor / q.
+    """Return the public number of patients of each site: as given, or as the divisor implies, n = b divisor / q.
 
     Args:
         experiment: With a `privacy` section.
@@ -96,10 +99,11 @@ def patients_of(experiment: Experiment, given: int | None) -> Patients:
     if given is not None:
         made = Patients(per_site=dict.fromkeys(experiment.site_names, float(given)), origin="by --patients")
     else:
-        share = privacy.sampling_probability
+        share = privacy.sampling_probability / privacy.bands
+        origin = "by privacy.divisor / privacy.sampling_probability"
         made = Patients(
             per_site={site: privacy.divisor_of(site) / share for site in experiment.site_names},
-            origin="by privacy.divisor / privacy.sampling_probability",
+            origin=origin if privacy.bands == 1 else f"{origin} x privacy.bands",
         )
     if made.fewest < 2:
         rule = "must be 2 or more at every site; give --patients, a public number, as agreed at enrolment"
@@ -112,7 +116,7 @@ def patients_of(experiment: Experiment, given: int | None) -> Patients:
 def filled(
     experiment: Experiment, candidate: Candidate, patients: Patients, *, weight_average: float | None = None
 ) -> Experiment:
-    """Return the experiment with a candidate in its privacy section, and the divisor q n of every site.
+    """Return the experiment with a candidate in its privacy section, and the divisor q n / b of every site.
 
     Options that go with another optimiser alone are set back to their default. Nothing else differs.
 
@@ -128,7 +132,8 @@ def filled(
     privacy = experiment.privacy
     if privacy is None:
         raise ValueError("the experiment has no privacy section")
-    divisors = {site: candidate.sampling_probability * n for site, n in patients.per_site.items()}
+    in_a_step = candidate.sampling_probability / privacy.bands
+    divisors = {site: in_a_step * n for site, n in patients.per_site.items()}
     alike = len(set(divisors.values())) == 1
     tuned = {
         **candidate.to_dict(),
@@ -150,16 +155,17 @@ def without_privacy(experiment: Experiment, candidate: Candidate, patients: Pati
 
     Args:
         experiment: With a `privacy` section.
-        candidate: Whose steps, rate, optimiser and part are taken; q n patients are in a batch.
+        candidate: Whose steps, rate, optimiser and part are taken; as many patients are in a batch as in its steps.
         patients: n of each site; the smallest counts.
     """
-    privacy = filled(experiment, candidate, patients).privacy
+    privacy = require_tunable(filled(experiment, candidate, patients))
     alike: dict[str, object] = {
         name: getattr(privacy, name) for name in Training.model_fields if name in Privacy.model_fields
     }
     if candidate.optimiser == "adam-corrected":
         alike["optimiser"] = "adam"  # without noise there is nothing to correct
-    alike["batch_patients"] = max(1, round(candidate.sampling_probability * patients.fewest))
+    in_a_step = candidate.sampling_probability * patients.fewest / privacy.bands
+    alike["batch_patients"] = max(1, round(in_a_step))
     return experiment.model_copy(update={"training": experiment.training.model_copy(update=alike)})
 
 

@@ -20,7 +20,7 @@ Score = Callable[[Candidate], float]
 """Error of a candidate, lower is better; infinite where it cannot be trained."""
 
 Noise = Callable[[Candidate], float]
-"""Noise in each coordinate of the mean gradient, sigma C / (q n), with sigma calibrated to the target."""
+"""Noise in each coordinate of the mean gradient, sigma C / (patients in a step), sigma calibrated to the target."""
 
 COARSE = {"learning_rate": 3.0, "local_steps": 2.0, "sampling_probability": 2.0, "max_grad_norm": 3.0}
 FINE = {"learning_rate": 1.7, "local_steps": 1.4, "sampling_probability": 1.4, "max_grad_norm": 1.7}
@@ -42,25 +42,30 @@ class Limits:
         rounds: Global rounds, which are not tuned.
         warmup_steps: Of the learning rate: a run has to be longer.
         patients: The smallest site's; at least one is expected in a step.
+        bands: Of `privacy.bands`: a step takes from one of so many parts, each part comes up in a round, and
+            `adam-corrected` is for noise without them.
     """
 
     rounds: int
     warmup_steps: int
     patients: float
+    bands: int = 1
 
     def allow(self, candidate: Candidate) -> bool:
         """Return whether a candidate makes a valid experiment that takes at least one patient a step."""
         steps = candidate.local_steps * self.rounds
         share = candidate.sampling_probability
-        return max(self.warmup_steps, 0) < steps <= MAX_STEPS and share * self.patients >= 1 and share <= 1
+        fits = max(self.warmup_steps, 0) < steps <= MAX_STEPS and candidate.local_steps >= self.bands
+        corrected = candidate.optimiser == "adam-corrected" and self.bands > 1
+        return fits and not corrected and share * self.patients >= self.bands and share <= 1
 
 
 def good_default(limits: Limits) -> Candidate:
     """Return where to begin, whatever the experiment says: q where its returns end, but with a few patients a step."""
-    share = min(1.0, max(0.1, tidy(8 / limits.patients)))
+    share = min(1.0, max(0.1, tidy(8 * limits.bands / limits.patients)))
     return Candidate(
         sampling_probability=share,
-        local_steps=max(8, math.ceil((limits.warmup_steps + 1) / limits.rounds)),
+        local_steps=max(8, limits.bands, math.ceil((limits.warmup_steps + 1) / limits.rounds)),
         max_grad_norm=1.0,
         learning_rate=1e-3,
         optimiser="adam",
@@ -110,7 +115,7 @@ def best_of(found: dict[Candidate, float], count: int = 1) -> list[Candidate]:
 def with_optimiser(best: Candidate, name: OptimiserName, noise: Noise) -> Candidate:
     """Return another optimiser, with steps of about the same length.
 
-    Adam divides by the size of the noised gradient, which is little but noise: sigma C / (q n) in each coordinate.
+    Adam divides by the size of the noised gradient, which is little but noise: that of `noise` in each coordinate.
 
     Args:
         best: Any candidate.

@@ -113,14 +113,14 @@ def deal(counts: Mapping[str, int], per_site: Mapping[str, float], *, seed: int)
 def played(plan: PrivacyPlan, standin: StandIn) -> PrivacyPlan:
     """Return a site's plan as its stand-in trains by it: with the same noise on the mean gradient.
 
-        q' = min(1, q n / m)    divisor' = q' m    sigma' = sigma divisor' / divisor
+        q' = min(1, q n / m)    divisor' = q' m / b    sigma' = sigma divisor' / divisor
 
-    for m patients in place of n. A step then takes as many patients as at the site, the noise on their mean is the
-    site's, sigma' C / divisor' = sigma C / divisor, and sigma itself stays where q' is below 1. What is not the same:
-    the patients come round more often, and there are fewer to learn from.
+    for m patients in place of n, and b bands (1 without). A step then takes as many patients as at the site, the noise
+    on their mean is the site's, sigma' C / divisor' = sigma C / divisor, and sigma itself stays where q' is below 1.
+    What is not the same: the patients come round more often, and there are fewer to learn from.
 
     Args:
-        plan: Of the site, by its public n, and with the divisor q n.
+        plan: Of the site, by its public n, and with the divisor q n / b.
         standin: Who plays it.
 
     Guarantees:
@@ -128,7 +128,7 @@ def played(plan: PrivacyPlan, standin: StandIn) -> PrivacyPlan:
     """
     size = len(standin.patients)
     share = min(1.0, plan.sampling_probability * standin.asked / size)
-    divisor = share * size
+    divisor = share * size / plan.bands
     return replace(
         plan,
         sampling_probability=share,

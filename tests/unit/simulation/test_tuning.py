@@ -92,6 +92,18 @@ def test_every_trial_spends_the_target_and_not_more(done):
         assert epsilons([less], MADE.privacy.delta).pld > 2.0
 
 
+def test_with_bands_the_noise_is_that_of_the_steps_that_are_charged(cache):
+    asked = experiment(public=PUBLIC, privacy={**PRIVACY, "mechanism": "banded", "bands": 4, "divisor": 2.0})
+    (trial,) = tune(asked, Effort(trials=1, seeds=1), cache=cache).trials
+    release = Release(
+        sampling_probability=asked.privacy.sampling_probability,
+        noise_multiplier=trial.noise_multiplier,
+        steps=2 * asked.federation.rounds,  # 8 steps in 4 bands: a patient is in two of a round
+    )
+    assert trial.epsilon == epsilons([release], asked.privacy.delta).pld
+    assert 0.99 * 2.0 < trial.epsilon <= 2.0
+
+
 def test_the_same_file_gives_the_same_choice(done, tmp_path):
     again = tune(MADE, EFFORT, cache=tmp_path)
     assert json.dumps(again.to_dict()) == json.dumps(done[0].to_dict())

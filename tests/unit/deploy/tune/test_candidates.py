@@ -41,7 +41,23 @@ def test_what_is_missing_is_named_all_at_once():
     records = {**PRIVACY, "unit": "record", "max_records_per_patient": 1}
     with pytest.raises(ConfigError, match=r"privacy\.unit = record: must be `patient`"):
         require_tunable(experiment(public=PUBLIC, privacy=records))
+    in_a_subspace = {**PRIVACY, "subspace": 4, "grad_engine": "vmap"}
+    with pytest.raises(
+        ConfigError, match=r"privacy\.subspace = 4: must be 0 for --tune.*; tune without, then set it"
+    ):
+        require_tunable(experiment(public=PUBLIC, privacy=in_a_subspace))
     assert require_tunable(MADE) == MADE.privacy
+
+
+def test_with_bands_a_step_takes_from_one_part_of_the_patients(tmp_path):
+    banded = experiment(public=PUBLIC, privacy={**PRIVACY, "mechanism": "banded", "bands": 2})
+    implied = patients_of(banded, None)
+    assert implied.per_site["site-1"] == pytest.approx(2 * 5 / 0.4)
+    assert implied.origin.endswith("x privacy.bands")
+    made = filled(banded, Candidate.of(banded.privacy), implied)
+    assert made.privacy.divisor == pytest.approx(5.0)
+    plain = without_privacy(banded, Candidate.of(banded.privacy), implied)
+    assert plain.training.batch_patients == 5
 
 
 def test_patients_are_as_given_or_as_the_divisor_says():

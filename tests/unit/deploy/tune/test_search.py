@@ -73,6 +73,16 @@ def test_everything_that_is_tried_is_valid():
             assert all(each.local_steps * 2 > 9 and each.sampling_probability >= 0.1 for each in found)
 
 
+def test_with_bands_each_part_comes_up_and_a_step_takes_a_patient_of_its_part():
+    limits = replace(LIMITS, bands=4)
+    error = bowl(local_steps=1, sampling_probability=1e-3, optimiser="adam-corrected")
+    found = explore((good_default(limits),), error, noise, limits, trials=60)
+    assert all(limits.allow(candidate) for candidate in found)
+    assert min(each.local_steps for each in found) >= 4
+    assert min(each.sampling_probability for each in found) * 56 >= 4
+    assert {each.optimiser for each in found} == {"sgd", "adam"}
+
+
 def test_a_larger_sampling_probability_is_tried_until_its_returns_end():
     found = explore(
         (replace(START, sampling_probability=0.02),), bowl(sampling_probability=1.0), noise, LIMITS, trials=60

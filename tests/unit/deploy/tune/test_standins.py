@@ -1,5 +1,7 @@
 """How public patients play the sites: nobody twice, other hospitals where there are any, the sites' noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -87,3 +89,11 @@ def test_a_stand_in_has_the_noise_of_its_site_on_the_mean(size):
     assert made.divisor == pytest.approx(min(14, size))
     if size >= 14:
         assert made.noise_multiplier == pytest.approx(1.5)
+
+
+def test_a_stand_in_takes_as_many_patients_of_a_part_as_its_site():
+    banded = replace(PLAN, mechanism="banded", bands=2, divisor=7.0)
+    made = played(banded, StandIn(host="a", patients=np.arange(40), asked=56.0))
+    assert made.sampling_probability * 40 / 2 == pytest.approx(7.0)
+    assert made.divisor == pytest.approx(7.0)
+    assert made.noise_multiplier == pytest.approx(1.5)

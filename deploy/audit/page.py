@@ -1,15 +1,12 @@
 """`audit.html`: one self-contained page whose first printed sheet a data-protection officer can act on.
 
 Guarantees (tests/unit/deploy/audit/test_page.py, tests/docs/test_audit_renders.py):
-    It fetches nothing and runs nothing: no script, no external address, and a content security policy that forbids
-    both. Pictures are SVG inside `<img>`, which browsers never let run or fetch. Text from outside is escaped.
+    It fetches nothing and runs nothing, and text from outside is escaped (`server.report.rendering`).
     What is not provided is shown in amber; no section is left out because it is empty.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +17,12 @@ from deploy.audit import bars
 from deploy.audit.document import AuditReport, Check, SiteAccount, Status
 from deploy.audit.evidence import down, shown_by
 from deploy.audit.verdict import findings, grouped, headline, title
-from server import report as run_report
 from server.report.attacks import AttackFacts
 from server.report.evidence import attack_rows
+from server.report.rendering import STYLE, render_page, svg_uri
 from server.report.words import count, number, shown, small, up
 
-_OURS = Path(__file__).parent / "templates"
-_THEIRS = Path(run_report.__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 ROOM_FOR = 6
 """More sites than this get lower bars, so that the verdict stays on one sheet."""
@@ -68,27 +64,10 @@ class Group:
 
 def render(report: AuditReport) -> str:
     """Return the page. The same report gives the same bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_OURS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    files = (_THEIRS / "report.css", _OURS / "audit.css")
-    style = "".join(path.read_text(encoding="utf-8") for path in files)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    return environment.get_template("audit.html.j2").render(
+    return render_page(
+        _TEMPLATES / "audit.html.j2",
+        [STYLE, _TEMPLATES / "audit.css"],
         report=report,
-        # Ours, from two files of this checkout, and pinned by its hash: the one text that is not escaped.
-        style=Markup(style),  # noqa: S704 - not from outside
-        policy=policy,
         number=number,
         count=count,
         shown=shown,
@@ -112,8 +91,8 @@ def _view(report: AuditReport) -> dict[str, Any]:
         "tally": [(status, report.count(status)) for status in LABELS],
         "dense": dense,
         "rows": [_row(account, axis, bars.DENSE if dense else bars.ROOMY) for account in sites],
-        "scale": _uri(bars.scale(axis)),
-        "legend": [(_uri(picture), words) for picture, words in bars.legend(sites)] if sites else [],
+        "scale": svg_uri(bars.scale(axis)),
+        "legend": [(svg_uri(picture), words) for picture, words in bars.legend(sites)] if sites else [],
         "left_out": len(report.sites) - len(sites),
         "groups": [_group(*found) for found in grouped(report.checks)],
         "shown_by_attack": shown_by(audit) if audit is not None else None,
@@ -174,15 +153,10 @@ def _row(account: SiteAccount, axis: bars.Axis, shape: bars.Shape) -> Row:
         note = "over its cap"
     return Row(
         site=shown(account.site, 28),
-        uri=_uri(bars.bar(account, axis, shape)),
+        uri=svg_uri(bars.bar(account, axis, shape)),
         alt=bars.in_words(account),
         figure=up(worst.counted),
         of="no cap" if cap is None else f"of {cap:g}",
         note=note,
         tone="bad" if over else "gap" if cap is None else "",
     )
-
-
-def _uri(svg: str) -> str:
-    """Return an SVG text as a data URI."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

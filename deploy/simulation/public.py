@@ -133,7 +133,7 @@ def start_on(
     key = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
     path = cache / "public" / f"{key[:32]}.safetensors"
     _require_fit(cohort, spec)
-    identity = {"decided_by": key, "patients": _digest(cohort)}
+    identity = {"decided_by": key, "patients": cohort.fingerprint()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(
         path.with_suffix(".lock")
@@ -210,11 +210,3 @@ def _require_other_founders(experiment: Experiment) -> None:
                 f"public.data: founder {name} is the same brain as the sites' founder {theirs[digest]}; people of "
                 "both would be relatives: use other founders"
             )
-
-
-def _digest(cohort: Cohort) -> str:
-    """Return the SHA-256 of what is trained on, so that replaced files are not mistaken for the old ones."""
-    digest = hashlib.sha256(np.ascontiguousarray(cohort.offsets).tobytes())
-    digest.update(np.ascontiguousarray(cohort.covariates).tobytes())
-    digest.update(np.ascontiguousarray(cohort.values).tobytes())
-    return digest.hexdigest()

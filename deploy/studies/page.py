@@ -6,9 +6,7 @@ the same summary gives the same bytes.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,11 +15,11 @@ from typing import Any
 
 from deploy.studies.drawing import frontier
 from deploy.studies.summary import Estimate, Outcome, Summary
-from server import report as run_report
+from server.report.rendering import STYLE, render_page, svg_uri
 from server.report.words import decimals, number
+from vae.data.durable import READABLE, write_atomically
 
-_OURS = Path(__file__).parent / "templates"
-_THEIRS = Path(run_report.__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 PAGE_NAME, NUMBERS_NAME = "study.html", "study.json"
 
 
@@ -30,9 +28,7 @@ def write_study(summary: Summary, folder: Path) -> Path:
     texts = {NUMBERS_NAME: to_json(summary), PAGE_NAME: render(summary)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        partly = folder / f".{name}"
-        partly.write_text(text, encoding="utf-8")
-        partly.replace(folder / name)
+        write_atomically(folder / name, text.encode(), mode=READABLE)
     return folder / PAGE_NAME
 
 
@@ -60,25 +56,12 @@ def to_json(summary: Summary) -> str:
 
 def render(summary: Summary) -> str:
     """Return the page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_OURS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (_THEIRS / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    picture = base64.b64encode(frontier(summary).encode()).decode()
-    return environment.get_template("study.html.j2").render(
+    return render_page(
+        _TEMPLATES / "study.html.j2",
+        [STYLE],
         summary=summary,
         study=summary.study,
-        style=Markup(style),  # noqa: S704 - ours, pinned by its hash
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        picture=f"data:image/svg+xml;base64,{picture}",
+        picture=svg_uri(frontier(summary)),
         findings=[_aim_in_words(outcome) for outcome in summary.outcomes],
         tables=[(group, _cells(summary, group)) for group in summary.study.groups],
         hours=f"{summary.seconds / 3600:.1f}",

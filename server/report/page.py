@@ -1,20 +1,14 @@
 """`report.html` and `report.json`: one self-contained page and its numbers, written atomically.
 
 Guarantees (tests/unit/server/test_report_page.py, tests/docs/test_report_renders.py):
-    The page fetches nothing and runs nothing: no script, no external address, and a content security policy
-    that forbids both even if something slipped in. Figures are SVG inside `<img>`, which browsers never let
-    run or fetch.
+    The page fetches nothing and runs nothing (`rendering`).
     Every text from outside is escaped; a site named `<script>` is shown as that.
     Either file is whole or absent after a crash.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +20,10 @@ from server.report.export import to_json
 from server.report.measures import columns, degrees, measure, primary
 from server.report.panels import gallery
 from server.report.promise import banner, claim_of
+from server.report.rendering import STYLE, render_page, svg_uri
 from server.report.verdict import cautions, findings
 from server.report.words import count, number, shown, small
+from vae.data.durable import READABLE, write_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -52,32 +48,16 @@ def write(report: Report, folder: Path) -> Path:
     texts = {"report.json": to_json(report), "report.html": render(report)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _write_atomically(folder / name, text)
+        write_atomically(folder / name, text.encode(), mode=READABLE)
     return folder / "report.html"
 
 
 def render(report: Report) -> str:
     """Return the page. The same report gives the same bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        _TEMPLATES / "report.html.j2",
+        [STYLE],
         report=report,
-        # Ours, from this folder, and pinned by its hash in the policy: the one text that is not escaped.
-        style=Markup(style),  # noqa: S704 - not from outside
-        policy=policy,
         number=number,
         count=count,
         shown=shown,
@@ -148,25 +128,4 @@ def _forest_alt(report: Report, pairs: tuple[tuple[str, str], ...]) -> str:
 
 def _plot(svg: str, alt: str) -> Plot:
     """Return an SVG text as a figure of the page."""
-    return Plot(uri="data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt=alt)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, flush to disk, then rename over it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    return Plot(uri=svg_uri(svg), alt=alt)

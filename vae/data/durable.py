@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there, readable by their owner alone.
+"""Files that are either wholly there or not there, readable by their owner alone unless asked for otherwise.
 
 Guarantees: a reader sees the old content or the new, never a part; after return the content survives a
 power failure; mode 0600, folders 0700 (prepared scans are patient data).
@@ -11,6 +11,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+PRIVATE, READABLE = 0o600, 0o644
+"""Modes of files: for their owner alone, and for whoever may enter the folder."""
 
 
 @contextlib.contextmanager
@@ -30,10 +33,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write `content` to `target`: complete or not at all, mode 0600."""
+def write_atomically(target: Path, content: bytes, *, mode: int = PRIVATE) -> None:
+    """Write `content` to `target`: complete or not at all. Mode `READABLE` is for what holds no patient's data."""
     with atomic_path(target) as partial:
         partial.write_bytes(content)
+        partial.chmod(mode)
 
 
 def _make_private(folder: Path) -> None:

@@ -15,6 +15,7 @@ from server.federation import initial_weights
 from server.report import document
 from tests.support.experiments import experiment, run, setting
 from tests.support.shared import shared_data
+from vae.data.cohort import Cohort
 from vae.errors import DataError, WeightsError
 from vae.models import build
 from vae.models.initialisation import centre_output
@@ -76,7 +77,7 @@ def test_the_start_is_made_once_and_again_where_anything_differs(tmp_path, monke
 
 def test_a_start_of_other_data_under_the_same_name_is_not_taken(tmp_path, monkeypatch):
     first = warm_start(MADE, SPEC, tmp_path)
-    monkeypatch.setattr(public, "_digest", lambda cohort: "0" * 64)
+    monkeypatch.setattr(Cohort, "fingerprint", lambda _: "0" * 64)
     (path,) = (tmp_path / "public").glob("*.safetensors")
     before = path.stat().st_mtime_ns
     assert hash_weights(warm_start(MADE, SPEC, tmp_path)) == hash_weights(

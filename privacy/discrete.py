@@ -38,13 +38,15 @@ import decimal
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from privacy.noise import FloatArray, KeyStream
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a plan is read where there is no torch
 
 SCALE_BITS = 36
 SCALE = 2.0**SCALE_BITS
@@ -131,8 +133,8 @@ class Lattice:
             gradients: [P, D'] of part of the coordinates, finite.
             factors: [P] float64, each patient's clip factor (<= 1) for norms of `clip_norm`.
         """
-        units = gradients.to(torch.float64) * (factors / self.unit)[:, None]
-        return units.round_().to(torch.int64).sum(dim=0)
+        units = gradients.double() * (factors / self.unit)[:, None]
+        return units.round_().long().sum(dim=0)
 
     @property
     def clip_norm(self) -> float:
@@ -225,12 +227,12 @@ def on_lattice(total: Tensor, noise: FloatArray) -> FloatArray:
     Raises:
         ValueError: one of the two is not of integers: an engine without a lattice, or noise of another mechanism.
     """
-    whole = noise.astype(np.int64)
-    if total.dtype != torch.int64 or not np.array_equal(whole, noise):
+    whole, summed = noise.astype(np.int64), total.numpy()
+    if summed.dtype != np.int64 or not np.array_equal(whole, noise):
         raise ValueError(
             "mechanism discrete adds integers to sums of integers, and one of the two has others"
         )
-    return (total.numpy() + whole).astype(np.float64)
+    return (summed + whole).astype(np.float64)
 
 
 @cache

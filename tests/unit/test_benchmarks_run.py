@@ -67,6 +67,7 @@ def test_a_private_step_is_compared_with_a_plain_one_for_each_engine(monkeypatch
         "private_step/tiny/opacus",
         "private_step/tiny/bookkeeping",
         "private_step/tiny/bookkeeping, seeded",
+        "private_step/tiny/vmap, discrete noise",
         "private_step/tiny/bookkeeping, wall time",
     ]
     assert all(each.repeats == 3 and each.value > 0 for each in figures)

@@ -56,7 +56,7 @@ def test_normal_deviates_are_the_inverse_distribution_of_63_bits_and_a_sign():
 def test_extreme_words_stay_inside(monkeypatch: pytest.MonkeyPatch):
     words = np.array([0, 1, 2**64 - 1, 2**64 - 2, 2**63], dtype=np.uint64)
     stream = KeyStream(KEY)
-    monkeypatch.setattr(stream, "_words", lambda count: words[:count])
+    monkeypatch.setattr(stream, "words", lambda count: words[:count])
     uniform, normal = stream.uniform(5), stream.normal(5)
     assert uniform.min() == 2.0**-53
     assert uniform.max() == 1 - 2.0**-53

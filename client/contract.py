@@ -1,9 +1,8 @@
 """The contract between the server and a site: every field that crosses the wire is a field of a class here.
 
-How a site learns has a module of its own, `client.learning`; the server imports nothing else of `client`.
-Requests and replies are frozen values; `encode_*` puts them into a
-Flower `RecordDict` and `decode_*` takes them out again, refusing anything that is not exactly as described
-(`ContractError`). Weights travel as float32 arrays in NumPy's own format, never as pickles.
+How a site learns, `client.learning`, and how weights travel, `client.arrays`, have modules of their own; the server
+imports nothing else of `client`. Requests and replies are frozen values; `encode_*` puts them into a Flower
+`RecordDict` and `decode_*` takes them out again, refusing anything that is not exactly as described (`ContractError`).
 
 What never crosses: counts, losses, metrics, patient keys, file names, text of exceptions. A site that fails answers
 with a `FailureCode` alone.
@@ -12,18 +11,15 @@ with a `FailureCode` alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
+from client.arrays import Weights, arrays_of, configs_of, decode_arrays, encode_weights
 from client.learning import ContractError, LearningPlan
 from privacy.claim import Claim
 from privacy.errors import PrivacyError
@@ -65,17 +61,18 @@ PROTOCOL_VERSION = 4
 MAX_HEADS = 64
 """Ledger heads in one message: enough for a witness or two of each of many sites, round by round."""
 
-Weights = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Plan = PrivacyPlan | NoPrivacy
 
 _REQUEST_FIELDS = (
     "version", "run_id", "round", "base_hash", "model", "sharing", "plan", "learning", "initial_seed",
     "num_sites", "heads", "basis_hash",
 )  # fmt: skip
+_UPDATE_FIELDS = (
+    "kind", "version", "site", "run_id", "round", "base_hash", "update_hash", "claim", "receipt", "heads",
+)  # fmt: skip
 BASIS = "basis"
 """Name of the record of public directions, the second one of arrays; only with `learning.subspace` above 0."""
 _WEIGHTS, _REQUEST, _REPLY = "weights", "request", "reply"
-_MAX_AXES = 8  # of an array that is read without NumPy's parser; others are read, too
 
 
 class FailureCode(StrEnum):
@@ -324,19 +321,7 @@ def decode_reply(content: RecordDict) -> Update | Failure | Description:
             body = _body(content, _REPLY, ("kind", "site", "version"))
             return Description(site=_text(body, "site"), version=_count(body, "version"))
         if kind == "update":
-            names = (
-                "kind",
-                "version",
-                "site",
-                "run_id",
-                "round",
-                "base_hash",
-                "update_hash",
-                "claim",
-                "receipt",
-                "heads",
-            )
-            body = _body(content, _REPLY, names)
+            body = _body(content, _REPLY, _UPDATE_FIELDS)
             return Update(
                 version=_count(body, "version"),
                 site=_text(body, "site"),
@@ -352,20 +337,6 @@ def decode_reply(content: RecordDict) -> Update | Failure | Description:
     except (ValueError, TypeError, PrivacyError) as error:
         raise ContractError(f"reply: {error}") from error
     raise ContractError("reply: kind is not one of update, failure, description")
-
-
-def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the records of arrays in a content.
-
-    Not `RecordDict.array_records`: of flwr 1.41 it ties the content into a reference cycle, so that every update
-    would stay in memory until the garbage collector comes by (tests/unit/client/test_contract_bytes.py).
-    """
-    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-
-
-def configs_of(content: RecordDict) -> dict[str, ConfigRecord]:
-    """Return the records of settings in a content; see `arrays_of`."""
-    return {name: record for name, record in content.items() if isinstance(record, ConfigRecord)}
 
 
 def model_from_dict(fields: Any) -> ModelSpec:  # noqa: ANN401 - whatever JSON held
@@ -384,16 +355,6 @@ def model_from_dict(fields: Any) -> ModelSpec:  # noqa: ANN401 - whatever JSON h
     return ModelSpec(**values)
 
 
-def encode_weights(weights: Mapping[str, Any]) -> ArrayRecord:
-    """Return float32 arrays as Flower's record, in the given order."""
-    record = ArrayRecord()
-    for name, value in weights.items():
-        values = np.asarray(value, order="C")
-        data = b"".join((_header(values.dtype.str, values.shape), values.reshape(-1).view(np.uint8).data))
-        record[name] = Array(str(values.dtype), values.shape, "numpy.ndarray", data)
-    return record
-
-
 def decode_weights(content: RecordDict) -> Weights:
     """Return the arrays of a message, where possible as views of its bytes, which cannot be written to.
 
@@ -403,44 +364,6 @@ def decode_weights(content: RecordDict) -> Weights:
     if set(arrays_of(content)) != {_WEIGHTS}:
         raise ContractError("weights: exactly one record of arrays is needed")
     return decode_arrays(content, _WEIGHTS)
-
-
-def decode_arrays(content: RecordDict, record: str) -> Weights:
-    """Return the arrays of one record of a message, where possible as views of its bytes.
-
-    Raises:
-        ContractError: there is no such record, or an array is not float32 or cannot be read.
-    """
-    arrays: Weights = {}
-    for name, array in arrays_of(content).get(record, ArrayRecord()).items():
-        try:
-            value = _values(array)
-        except Exception as error:
-            raise ContractError(f"{record}: an array cannot be read") from error
-        if value.dtype != np.float32:
-            raise ContractError(f"{record}: every array must be float32")
-        arrays[name] = value
-    if not arrays and record not in arrays_of(content):
-        raise ContractError(f"{record}: a record of arrays is needed")
-    return arrays
-
-
-@functools.lru_cache(maxsize=512)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return what `np.save` writes before the values of an array in C order."""
-    buffer = io.BytesIO()
-    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    return buffer.getvalue()
-
-
-def _values(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return the values of one array: what `np.load` makes of the bytes, without parsing or copying the usual kind."""
-    shape = tuple(array.shape)
-    header = _header("<f4", shape) if len(shape) <= _MAX_AXES and all(side > 0 for side in shape) else b""
-    if not header or array.stype != "numpy.ndarray" or not array.data.startswith(header):
-        return array.numpy()
-    return np.frombuffer(array.data, "<f4", math.prod(shape), len(header)).reshape(shape)
 
 
 def _json(content: RecordDict, record: str) -> dict[str, Any]:

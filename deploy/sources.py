@@ -7,6 +7,7 @@ them only then. Relative paths count from the folder of the configuration file.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -28,6 +29,12 @@ Text = Annotated[str, Field(min_length=1)]
 Pair = tuple[float, float]
 
 
+@functools.lru_cache(maxsize=16)
+def _numbered(sites: int) -> tuple[str, ...]:
+    """Return the names of virtual sites; kept, since each site of many asks for them."""
+    return tuple(f"site-{index + 1}" for index in range(sites))
+
+
 class ToyData(BaseModel):
     """A small table drawn from a Gaussian with few factors: for smoke runs, benchmarks and tests."""
 
@@ -43,7 +50,7 @@ class ToyData(BaseModel):
     @property
     def site_names(self) -> tuple[str, ...]:
         """Return the names of the sites."""
-        return tuple(f"site-{index + 1}" for index in range(self.sites))
+        return _numbered(self.sites)
 
     def to_spec(self) -> ToySpec:
         """Return the specification for `vae.data.toy`."""
@@ -77,7 +84,7 @@ class PhantomData(BaseModel):
     @property
     def site_names(self) -> tuple[str, ...]:
         """Return the names of the sites."""
-        return tuple(f"site-{index + 1}" for index in range(self.sites))
+        return _numbered(self.sites)
 
     def to_spec(self) -> PhantomSpec:
         """Return the specification for `vae.data.phantom`.

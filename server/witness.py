@@ -37,16 +37,28 @@ class Witness:
         self._kept: dict[str, Head] = {}
         self._handed: dict[tuple[str, str], Head] = {}
         self._told: dict[str, int] = {}
+        self._ring: dict[str, int] | None = None  # sites that have a head -> place, sorted; None: to be made
+        self._order: list[str] = []
 
     def heads_for(self, site: str, round_: int) -> tuple[Head, ...]:
         """Return what goes with a request: all that is known of the site's own ledger, and some others' to keep."""
         own = self._kept.get(site)
         mine = [] if own is None else [own, *self._remembered(own)]
         self._told[site] = max((head.size for head in mine), default=0)
-        ring = [other for other in self._sites if other != site and other in self._kept]
-        start = (round_ * _OTHERS) % max(1, len(ring))
-        others = [self._kept[other] for other in (ring[start:] + ring[:start])[:_OTHERS]]
+        others = [self._kept[other] for other in self._neighbours(site, round_)]
         return tuple([*mine, *others][:MAX_HEADS])
+
+    def _neighbours(self, site: str, round_: int) -> list[str]:
+        """Return which others' heads go to a site in a round, without looking at all of them for each site."""
+        if self._ring is None:
+            self._ring = {
+                other: index for index, other in enumerate(sorted(set(self._sites) & set(self._kept)))
+            }
+            self._order = list(self._ring)
+        own = self._ring.get(site)
+        count = len(self._order) - (own is not None)  # places in the ring without the site itself
+        places = ((round_ * _OTHERS + step) % count for step in range(min(_OTHERS, count)))
+        return [self._order[place + (own is not None and place >= own)] for place in places]
 
     def fault(self, site: str, update: Update) -> RejectionCode | None:
         """Return what is wrong with the receipt of an update, None if nothing is."""
@@ -71,6 +83,7 @@ class Witness:
     def take(self, site: str, update: Update) -> None:
         """Keep the heads that came with an admitted update."""
         if update.receipt is not None:
+            self._ring = self._ring if site in self._kept else None
             self._kept[site] = update.receipt.head
         for head in update.heads:
             key = head.dataset, head.key
@@ -98,9 +111,9 @@ class Witness:
         heads = {site: [Head.from_dict(item) for item in items] for site, items in state.items()}
         self._handed = {(head.dataset, head.key): head for head in heads.pop("", [])}
         self._kept = {site: own[0] for site, own in heads.items() if own}
+        self._ring = None
 
     def _remembered(self, own: Head) -> list[Head]:
         """Return what sites have handed back of the ledger of a head."""
-        return [
-            head for (dataset, key), head in self._handed.items() if (dataset, key) == (own.dataset, own.key)
-        ]
+        found = self._handed.get((own.dataset, own.key))
+        return [] if found is None else [found]

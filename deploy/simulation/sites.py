@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -307,13 +307,13 @@ class VirtualSites:
 
     Attributes:
         experiment: The experiment as JSON.
-        sites: Names by partition: Ray knows a node by its number alone.
+        sites: Names by partition: Ray knows a node by its number alone. Not hashed, which every message would pay for.
         folder: Where the sites keep what they keep.
         cache: Prepared data.
     """
 
     experiment: str
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] = field(hash=False)
     folder: Path
     cache: Path
 

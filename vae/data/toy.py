@@ -11,6 +11,7 @@ Guarantees: a site's data depend on the seed and the site's index only, not on h
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,7 @@ class ToySpec:
             raise DataError("toy: " + "; ".join(problems))
 
 
+@functools.lru_cache(maxsize=16)
 def site_names(spec: ToySpec) -> tuple[str, ...]:
     """Return the sites' names, `site-1` to `site-N`; position i is `site=i` of `open_toy`."""
     return tuple(f"site-{index + 1}" for index in range(spec.sites))

@@ -319,6 +319,30 @@ def test_a_request_holds_its_own_head_first_and_a_few_of_others_in_turn():
     assert ring.heads_for("stranger", 1)[0].key != keys["site-1"].public
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 16, 17, 18, 33])
+def test_whose_heads_travel_is_what_a_walk_around_the_ring_of_the_others_gives(count: int):
+    names = [f"site-{number:02d}" for number in range(40)]
+    signed = [head(1, generate_key(), dataset=f"{number:064x}") for number in range(count)]
+    kept = dict(zip(names[5:], signed, strict=False))
+    ring = Witness(names)
+    ring.restore({name: [one.to_dict()] for name, one in kept.items()})
+    for round_ in range(1, 8):
+        for site in ("site-00", "site-05", "site-21", "stranger"):
+            others = [name for name in kept if name != site]
+            start = round_ * 16 % max(1, len(others))
+            walked = [kept[name] for name in (others[start:] + others[:start])[:16]]
+            own = [kept[site]] if site in kept else []
+            assert list(ring.heads_for(site, round_)) == [*own, *walked]
+
+
+def test_a_site_whose_first_head_has_come_is_in_the_ring(witness: Witness, sites: dict[str, Hospital]):
+    assert witness.heads_for("site-1", 1) == ()
+    witness.take("site-2", answer("site-2", sites["site-2"], 1, ()))
+    assert witness.heads_for("site-1", 2) == (kept(witness, "site-2"),)
+    witness.take("site-3", answer("site-3", sites["site-3"], 1, ()))
+    assert set(witness.heads_for("site-1", 3)) == {kept(witness, "site-2"), kept(witness, "site-3")}
+
+
 def test_a_message_holds_no_more_heads_than_it_may(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MAX_HEADS", 5)
     names = [f"site-{number}" for number in range(20)]

@@ -1,6 +1,7 @@
 """Virtual hospitals: who is trained on and who is judged, whose cache is whose, and what was spent."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from deploy.simulation.sites import (
     prepare,
     spent_by_round,
 )
+from deploy.sources import ToyData
 from privacy.accounting import Release
 from privacy.plan import PrivacyPlan
 from privacy.records import Work
@@ -27,6 +29,7 @@ from tests.support.experiments import experiment
 from tests.support.hostile_files import scan, write_nifti
 from vae.data.cohort import Cohort
 from vae.data.readiness import check
+from vae.data.toy import site_names as toy_names
 from vae.errors import DataError, DataNotReadyError
 
 RELEASE = Release(sampling_probability=0.1, noise_multiplier=1.0, steps=3)
@@ -291,6 +294,16 @@ def test_a_site_is_made_once_a_process_and_let_go_at_the_end(tmp_path):
     assert sites(_context({"site": "site-2"})) is not first
     sites.close()
     assert not module._OPEN
+
+
+def test_finding_a_site_does_not_look_at_the_names_of_all(tmp_path):
+    """Of 10,000 sites each message would: a round would cost their square."""
+    few, many = (_virtual(tmp_path, data={"sites": count}) for count in (2, 3))
+    assert hash(few) == hash(dataclasses.replace(few, sites=many.sites))
+    assert few != dataclasses.replace(few, sites=many.sites)
+    data = ToyData(sites=5000)
+    assert data.site_names is ToyData(sites=5000).site_names, "made once, not for each site"
+    assert toy_names(data.to_spec()) is toy_names(data.to_spec())
 
 
 def test_another_experiment_in_the_same_folder_has_sites_of_its_own(tmp_path):

@@ -6,6 +6,7 @@ It validates everything at once and decides nothing about how images are made.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 from vae.errors import DataError
@@ -82,6 +83,7 @@ class PhantomSpec:
         return (self.size, self.size, self.size if self.slab is None else self.slab)
 
 
+@functools.lru_cache(maxsize=16)
 def site_names(spec: PhantomSpec) -> tuple[str, ...]:
     """Return the sites' names, `site-1` to `site-N`; position i is the `site=i` of the other functions."""
     return tuple(f"site-{index + 1}" for index in range(spec.sites))

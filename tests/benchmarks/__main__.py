@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures += import_module(f"tests.benchmarks.{name}").measure(quick=options.quick)
         loads[name] = (before, load_average())
         print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
+        if options.json is not None:  # after each, since all of them take an hour
+            options.json.write_text(document(figures, quick=options.quick, loads=loads) + "\n")
     print(table(figures, loads))
-    if options.json is not None:
-        options.json.write_text(document(figures, quick=options.quick, loads=loads) + "\n")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploy.studies.summary import Row, Summary
 from server.report.canvas import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILION, WIDTH, canvas, svg
@@ -84,15 +84,21 @@ def _curve(axes: Axes, rows: Sequence[Row], name: str, place: int, of: int) -> N
             [_length(found.mean - found.low) for _, found in known if found],
             [_length(found.high - found.mean) for _, found in known if found],
         ],
-        color=_COLOURS[place % len(_COLOURS)],
-        marker=_MARKERS[place % len(_MARKERS)],
         markersize=4.5,
+        **look_of(place),
         linewidth=1.6,
         elinewidth=1.0,
         capsize=2,
         label=name,
         zorder=3,
     )
+
+
+def look_of(place: int) -> dict[str, Any]:
+    """Return colour and marker of a private line: no two of the first 64 have both in common."""
+    turn, colour = divmod(place, len(_COLOURS))
+    look = {"color": _COLOURS[colour], "marker": _MARKERS[(colour + turn) % len(_MARKERS)]}
+    return {**look, "markerfacecolor": "white"} if turn else look
 
 
 def _length(value: float) -> float:

@@ -14,7 +14,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test nightly check bench lock schema clean
+.PHONY: help setup run test nightly check bench lock schema proto clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ lock: ## Renew constraints.txt from pyproject.toml (asks the package registry)
 schema: setup ## Renew the JSON Schemas of configurations in deploy/configs
 	@$(BIN)/python -m deploy config schema > deploy/configs/schema.json
 	@$(BIN)/python -m deploy config schema --site > deploy/configs/site-schema.json
+
+proto: ## Renew client/agent_pb2.py from client/agent.proto
+	@$(BIN)/python -m pip install --quiet --target $(VENV)/proto grpcio-tools==1.76.0
+	@PYTHONPATH=$(VENV)/proto $(BIN)/python -m grpc_tools.protoc -I. --python_out=. client/agent.proto
 
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

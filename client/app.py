@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
@@ -27,6 +28,8 @@ from client.errors import SiteError
 from client.failure import code_of
 
 if TYPE_CHECKING:
+    from grpc import ChannelCredentials
+
     from client.site import SiteService
 
 _log = logging.getLogger(__name__)
@@ -69,16 +72,47 @@ def make_app(connect: Connect) -> ClientApp:
 
 
 def connect_agent(context: Context) -> SiteService:
-    """Reach the hospital's agent; without one nothing runs here.
+    """Reach the hospital's agent, where the node's own configuration says; without one nothing runs here.
+
+    Node configuration (`flower-supernode --node-config`, which the server never sees):
+        agent: Path of the agent's socket, or HOST:PORT of an agent on another machine.
+        agent-ca, agent-certificate, agent-key: For HOST:PORT: PEM files of the agent's authority, and of this relay.
 
     Raises:
         SiteError: this node has no agent to ask.
     """
-    raise SiteError(
-        FailureCode.UNREACHABLE,
-        f"node {context.node_id} has no site agent: this relay never opens data itself; "
-        "start the hospital's agent, or use simulate.py on one machine",
-    )
+    address = str(context.node_config.get("agent") or "")
+    if not address:
+        raise SiteError(
+            FailureCode.UNREACHABLE,
+            f"node {context.node_id} has no site agent: this relay never opens data itself; start the hospital's "
+            "agent and give --node-config 'agent=\"/PATH/agent.sock\"', or use simulate.py on one machine",
+        )
+    from client.relay import AgentService, target_of  # here: gRPC, which a simulation does without
+
+    return AgentService(target_of(address), credentials=_credentials(context, address))
+
+
+def _credentials(context: Context, address: str) -> ChannelCredentials | None:
+    """Return the certificates for an agent on another machine, None for a socket.
+
+    Raises:
+        SiteError: one is missing: nothing is ever sent in the clear to another machine.
+    """
+    if address.startswith(("/", "unix:")):
+        return None
+    import grpc
+
+    files = [
+        str(context.node_config.get(name) or "") for name in ("agent-ca", "agent-key", "agent-certificate")
+    ]
+    if not all(files):
+        raise SiteError(
+            FailureCode.UNREACHABLE,
+            "an agent at HOST:PORT needs agent-ca, agent-certificate and agent-key in --node-config",
+        )
+    authority, key, certificate = (Path(file).read_bytes() for file in files)
+    return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 def _failure(error: Exception, message: Message, context: Context) -> Message:

@@ -57,7 +57,7 @@ __all__ = [
     "model_from_dict",
 ]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_HEADS = 64
 """Ledger heads in one message: enough for a witness or two of each of many sites, round by round."""
 
@@ -88,6 +88,7 @@ class FailureCode(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     TIMED_OUT = "timed-out"
     UNREACHABLE = "agent-unreachable"
+    BUSY = "agent-busy"
     INTERNAL = "internal-error"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.agent import add_to as add_agent
 from deploy.audit.command import add_to as add_audit
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
@@ -32,6 +33,7 @@ config_app = typer.Typer(help="Check configuration files.", no_args_is_help=True
 data_app = typer.Typer(help="Check a hospital's data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+add_agent(app)
 add_audit(app)
 add_ledger(app)
 add_study(app)

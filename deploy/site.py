@@ -172,6 +172,47 @@ class FixedRule(BaseModel):
         return FixedPlan(schedule=schedule, epsilon=cap.epsilon, delta=cap.delta)
 
 
+class TcpSection(BaseModel):
+    """Where the agent listens for a SuperNode on another machine of the hospital.
+
+    Attributes:
+        host: Address of this machine to listen at.
+        port: Port.
+        key: PEM private key of the agent.
+        certificate: PEM chain of the agent.
+        authority: PEM certificates that issue the relay's certificate.
+    """
+
+    model_config = STRICT
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    key: Location
+    certificate: Location
+    authority: Location
+
+
+class AgentSection(BaseModel):
+    """The hospital's agent, `python -m deploy agent`; either `socket` or `tcp` says where it listens.
+
+    Attributes:
+        folder: Where it keeps stored updates, local parameters, diary and prepared records.
+        socket: Path of its Unix socket.
+        group: Group that may connect to the socket besides its owner, such as that of the SuperNode.
+        tcp: Instead of a socket.
+        device: Where it trains.
+        seed: Of all randomness, for rehearsals with made-up data: goes with `policy.randomness: seeded` alone, and
+            nothing is private then.
+    """
+
+    model_config = STRICT
+    folder: Location
+    socket: Location | None = None
+    group: Name | None = None
+    tcp: TcpSection | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
 class SiteConfig(BaseModel):
     """Everything that a hospital decides itself; built by `load_site`.
 
@@ -185,6 +226,7 @@ class SiteConfig(BaseModel):
         approvers: Ed25519 public keys of those who may raise the cap together (two are needed).
         rule: When more may be spent.
         policy: What is allowed. Required: without a policy nothing runs.
+        agent: How the agent runs; needed by it alone.
     """
 
     model_config = STRICT
@@ -197,6 +239,7 @@ class SiteConfig(BaseModel):
     approvers: tuple[Hex, ...] = ()
     rule: Annotated[RenyiRule | FixedRule, Field(discriminator="kind")] = RenyiRule()
     policy: PolicySection
+    agent: AgentSection | None = None
 
     def to_policy(self) -> Policy:
         """Return the policy."""
@@ -239,7 +282,7 @@ def site_schema() -> dict[str, Any]:
 
 def check(sections: Mapping[str, Any], document: Document) -> list[Problem]:
     """Return every problem between fields of the given sections, each valid by itself."""
-    rules = (_data, _virtual_site, _files, _approvers, _policy)
+    rules = (_data, _virtual_site, _files, _approvers, _policy, _agent)
     return [problem for rule in rules for problem in rule(sections, document)]
 
 
@@ -296,3 +339,17 @@ def _policy(sections: Mapping[str, Any], document: Document) -> Iterator[Problem
         for problem in error.problems:
             name, _, rule = problem.partition(" ")
             yield at(document, ("policy", *name.split(".")), rule)
+
+
+def _agent(sections: Mapping[str, Any], document: Document) -> Iterator[Problem]:
+    """The agent listens at one place, and draws from a seed only where no privacy is claimed."""
+    agent, policy = sections.get("agent"), sections.get("policy")
+    if agent is None:
+        return
+    if (agent.socket is None) == (agent.tcp is None):
+        yield at(document, ("agent",), "needs either `socket` or `tcp`, where it listens")
+    if agent.group is not None and agent.socket is None:
+        yield at(document, ("agent", "group"), "is of a `socket`; remove it, or give one")
+    if agent.seed is not None and policy is not None and policy.randomness != "seeded":
+        rule = "goes with policy.randomness: seeded, where nothing is private; remove it"
+        yield at(document, ("agent", "seed"), rule)

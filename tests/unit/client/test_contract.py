@@ -202,7 +202,7 @@ def test_a_message_without_json_is_refused():
         decode_reply(RecordDict({}))
 
 
-def _in_a_subspace():
+def request_in_a_subspace():
     asked = request(learning=LearningPlan(subspace=2), basis_hash="cd" * 32)
     content = encode_request(asked, some_weights())
     content["basis"] = encode_weights({"a": np.float32([[1.0], [2.0]])})
@@ -210,7 +210,7 @@ def _in_a_subspace():
 
 
 def test_the_directions_of_a_subspace_survive():
-    asked, content = _in_a_subspace()
+    asked, content = request_in_a_subspace()
     decoded, weights = decode_request(content)
     assert decoded == asked
     assert set(weights) == set(some_weights())
@@ -222,7 +222,7 @@ def test_directions_that_nobody_asked_for_or_that_are_not_float32_are_refused():
     content["basis"] = encode_weights({"a": np.float32([[1.0]])})
     with pytest.raises(ContractError, match="exactly the records of arrays weights are"):
         decode_request(content)
-    _, content = _in_a_subspace()
+    _, content = request_in_a_subspace()
     content["basis"] = ArrayRecord([np.ones(3)])
     with pytest.raises(ContractError, match="basis: every array must be float32"):
         decode_arrays(content, "basis")

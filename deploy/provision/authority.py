@@ -118,7 +118,7 @@ def read_authority(folder: Path) -> Authority:
     try:
         root = x509.load_pem_x509_certificate((folder / ROOT_NAME).read_bytes())
         crl = x509.load_pem_x509_crl((folder / CRL_NAME).read_bytes())
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise AuthorityError(
             f"{folder}: {ROOT_NAME} or {CRL_NAME} is damaged; restore both from the newest copy"
         ) from error
@@ -175,7 +175,7 @@ def span_within(root: x509.Certificate, days: int, now: datetime) -> Span:
     """
     span = span_of(now, days)
     if span.not_after > root.not_valid_after_utc:
-        left = max(0, (root.not_valid_after_utc - now).days)
+        left = max(0, (root.not_valid_after_utc - now.replace(microsecond=0)).days)
         raise InputError(
             f"--days {days}: the root itself is good for {left} more days; give fewer, or make a new authority"
         )

@@ -60,8 +60,8 @@ def load_node_key(line: str) -> ec.EllipticCurvePublicKey:
     """
     try:
         key = serialization.load_ssh_public_key(line.encode("ascii"))
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError("must be a public key of OpenSSH, `ecdsa-sha2-nistp384 ...`") from None
+    except Exception as error:  # a foreign parser, which has errors of many kinds for hostile bytes
+        raise ValueError("must be a public key of OpenSSH, `ecdsa-sha2-nistp384 ...`") from error
     if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
         raise ValueError(f"must be an ECDSA key on P-384, not {kind_of(key)}")
     if public_openssh(key) != line:

@@ -119,7 +119,7 @@ def read_register(path: Path, root: x509.Certificate) -> Register:
         try:
             for one in _read_line(line, found, root):
                 found[one.serial] = one
-        except (PlanError, ValueError, TypeError) as error:
+        except (PlanError, ValueError, x509.InvalidVersion) as error:
             raise AuthorityError(
                 f"{path}: line {number}: {error}; keep the file as it is, and restore the newest copy"
             ) from error

@@ -35,7 +35,7 @@ from deploy.provision.register import NAME as REGISTER_NAME
 from deploy.provision.register import Register, read_register
 from vae.data.durable import READABLE, write_atomically
 
-KEY_NAME, ROOT_NAME, CRL_NAME = "ca.key", "ca.pem", "crl.pem"
+KEY_NAME, ROOT_NAME, CRL_NAME, LOCK_NAME = "ca.key", "ca.pem", "crl.pem", ".lock"
 LOCK_TIMEOUT_S = 60.0
 
 _AUTHORITY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 _.-]{0,62}[A-Za-z0-9_.-])?")
@@ -98,7 +98,8 @@ def create(
     crl = revocation_list((), 1, now, Issuer(certificate=root, key=key))
     with new_folder(folder) as partial:
         write_atomically(partial / KEY_NAME, private_pem(key, passphrase))
-        write_atomically(partial / REGISTER_NAME, b"")
+        for file in (REGISTER_NAME, LOCK_NAME):
+            write_atomically(partial / file, b"")
         for file, made in ((ROOT_NAME, root), (CRL_NAME, crl)):
             write_atomically(partial / file, made.public_bytes(serialization.Encoding.PEM), mode=READABLE)
     return root
@@ -148,7 +149,7 @@ def writing(folder: Path, passphrase: bytes | None) -> Iterator[tuple[Authority,
     """
     if not (folder / ROOT_NAME).is_file():
         read_authority(folder)
-    lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S, mode=0o600)
+    lock = FileLock(folder / LOCK_NAME, timeout=LOCK_TIMEOUT_S, mode=0o600)
     try:
         lock.acquire()
     except Timeout:

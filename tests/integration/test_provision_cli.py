@@ -168,7 +168,6 @@ def test_every_verb_that_signs_asks_for_the_passphrase(north, tmp_path):
     file.chmod(0o600)
     given = ("--passphrase-file", file)
     works("authority", ours, "--name", "x", *given)
-    (ours / ".lock").touch(mode=0o600)
     verbs = (
         ("server", ours, "localhost"),
         ("sign", ours, north, "--out", tmp_path / "a.pem"),

@@ -53,7 +53,14 @@ def test_it_is_made_whole_and_private(tmp_path):
         path.name: f"{path.stat().st_mode & 0o777:o}"
         for path in (tmp_path / "ca", *(tmp_path / "ca").iterdir())
     }
-    assert modes == {"ca": "700", "ca.key": "600", "register.jsonl": "600", "ca.pem": "644", "crl.pem": "644"}
+    assert modes == {
+        "ca": "700",
+        "ca.key": "600",
+        "register.jsonl": "600",
+        ".lock": "600",
+        "ca.pem": "644",
+        "crl.pem": "644",
+    }
     made = read_authority(tmp_path / "ca")
     assert (made.name, made.register.issued, made.published) == (NAME, (), set())
 

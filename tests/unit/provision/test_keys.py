@@ -1,13 +1,12 @@
 """Private keys: formats, modes, passphrases; Flower's own loaders read what we write."""
 
 import argparse
+import importlib
 import stat
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from flwr.cli.supernode.register import try_load_public_key
-from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
 from deploy.provision.failures import AuthorityError, InputError
 from deploy.provision.keys import (
@@ -40,23 +39,38 @@ def test_secrets_are_their_owners_alone(site):
     }
 
 
-def test_flower_loads_the_key_of_the_supernode(site):
-    """What `flower-supernode --auth-supernode-private-key` and `flwr supernode register` call in Flower 1.41."""
-    options = argparse.Namespace(
-        auth_supernode_private_key=str(site / "supernode"), auth_supernode_public_key=None
-    )
-    private, public = _try_setup_client_authentication(options)
+@pytest.fixture
+def flower(monkeypatch):
+    """What `flower-supernode --auth-supernode-private-key` and `flwr supernode register` call in Flower 1.41.
+
+    Its way out is replaced: Flower would end the process, also from a thread of its own some seconds later.
+    """
+
+    def end(code, message):
+        raise RuntimeError(message)
+
+    node = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    register = importlib.import_module("flwr.cli.supernode.register")
+    for module in (node, register):
+        monkeypatch.setattr(module, "flwr_exit", end)
+    return node._try_setup_client_authentication, register.try_load_public_key
+
+
+def options(key):
+    return argparse.Namespace(auth_supernode_private_key=str(key), auth_supernode_public_key=None)
+
+
+def test_flower_loads_the_key_of_the_supernode(site, flower):
+    load, load_public = flower
+    private, public = load(options(site / "supernode"))
     assert isinstance(private.curve, ec.SECP384R1)
-    assert serialization.load_pem_public_key(try_load_public_key(site / "supernode.pub")) == public
+    assert serialization.load_pem_public_key(load_public(site / "supernode.pub")) == public
 
 
-def test_flower_does_not_load_the_other_key(site):
+def test_flower_does_not_load_the_other_key(site, flower):
     """So the test above can fail."""
-    options = argparse.Namespace(
-        auth_supernode_private_key=str(site / "client.key"), auth_supernode_public_key=None
-    )
-    with pytest.raises(SystemExit):
-        _try_setup_client_authentication(options)
+    with pytest.raises(RuntimeError, match="Unable to parse the private key file"):
+        flower[0](options(site / "client.key"))
 
 
 def test_nothing_private_is_in_what_is_sent(site):

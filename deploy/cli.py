@@ -15,6 +15,7 @@ from deploy.audit.command import add_to as add_audit
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
 from deploy.ledger.command import add_to as add_ledger
+from deploy.provision.command import add_to as add_provision
 from deploy.studies.command import add_to as add_study
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app.add_typer(data_app, name="data")
 add_agent(app)
 add_audit(app)
 add_ledger(app)
+add_provision(app)
 add_study(app)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration of the experiment (YAML).")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.audit.command import add_to as add_audit
+from deploy.doctor.command import add_to as add_doctor
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
 from deploy.ledger.command import add_to as add_ledger
@@ -33,6 +34,7 @@ data_app = typer.Typer(help="Check a hospital's data.", no_args_is_help=True, ri
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 add_audit(app)
+add_doctor(app)
 add_ledger(app)
 add_study(app)
 

@@ -21,6 +21,7 @@ _MORE = "python -m deploy data check --details, on an experiment with this site,
 )
 def ready(visit: Visit) -> Iterator[Said]:
     """Look at every record and keep nothing: what was prepared before is used, what was not is not written."""
+    from vae.data.quarantine import RefusedFileError
     from vae.data.readiness import check as survey
 
     data = visit.site.data
@@ -32,8 +33,9 @@ def ready(visit: Visit) -> Iterator[Said]:
             data.source.to_spec(), name=visit.site.site, cache=visit.cache / visit.site.site, keep=False
         )
     except DataError as problem:  # its text names folders, tables and columns
+        code = problem.reason.value if isinstance(problem, RefusedFileError) else type(problem).__name__
         yield error(
-            f"the data cannot be opened ({type(problem).__name__})",
+            f"the data cannot be opened ({code})",
             "check folder, table and columns under `data.source`, and the rights of this user",
         )
         return

@@ -51,6 +51,7 @@ class Exchange:
         version: Of TLS, None where it did not come to that.
         certificate: The server's, verified (DER).
         tls_trouble: Why there was no TLS connection that both sides accept.
+        is_refused: Whether the server spoke TLS, and one of both sides did not accept the other.
         answer: To GET /health.
         http_trouble: Why there was none, on a connection that stood.
     """
@@ -58,6 +59,7 @@ class Exchange:
     version: str | None = None
     certificate: bytes | None = None
     tls_trouble: Trouble | None = None
+    is_refused: bool = False
     answer: Answer | None = None
     http_trouble: Trouble | None = None
 
@@ -129,7 +131,8 @@ class Line:
         except Trouble as trouble:
             return Exchange(tls_trouble=trouble)
         except OSError as error:  # ssl.SSLError is one
-            return Exchange(tls_trouble=of_tls(error, self.connection, self.now()))
+            why = of_tls(error, self.connection, self.now())
+            return Exchange(tls_trouble=why, is_refused=isinstance(error, ssl.SSLError))
 
     def peek(self) -> bytes | None:
         """Return the server's certificate (DER) whoever made it, None if it shows none. Nothing is sent to it."""

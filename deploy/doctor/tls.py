@@ -57,7 +57,8 @@ def days_left(visit: Visit) -> Iterator[Said]:
     """Tell how long each certificate lasts."""
     connection, now = visit.connection, visit.now()
     # The dates of a server's certificate are of interest most where it does not hold, so it is read either way.
-    seen = visit.line.exchange.certificate or visit.line.peek()
+    done = visit.line.exchange
+    seen = visit.line.peek() if done.is_refused else done.certificate
     if seen is None:
         yield skipped("the server showed no certificate")
     else:

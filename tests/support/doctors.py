@@ -85,7 +85,7 @@ def centre(
     *,
     certificate: trustme.LeafCert | None = None,
     clients: trustme.CA | None = None,
-    answer: Callable[[], bytes] | None = None,
+    answer: Callable[[], bytes | Iterator[bytes]] | None = None,
     tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
 ) -> Talk:
     """Return a server that speaks TLS and answers one request.
@@ -93,7 +93,7 @@ def centre(
     Args:
         certificate: Its own; default: by the consortium, for 127.0.0.1.
         clients: Demand a certificate of this authority.
-        answer: Returns what it answers; default: as a healthy SuperLink.
+        answer: Returns what it answers, perhaps in parts; default: as a healthy SuperLink.
         tls: Newest version.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -111,7 +111,9 @@ def centre(
                 if not part:
                     return
                 head += part
-            secure.sendall((answer or http)())
+            said = (answer or http)()
+            for part in [said] if isinstance(said, bytes) else said:
+                secure.sendall(part)
 
     return talk
 

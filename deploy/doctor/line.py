@@ -9,16 +9,24 @@ What it does not do: retry, or log in at a proxy.
 
 from __future__ import annotations
 
-import functools
 import http.client
 import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploy.connection import Address, ConnectionSection
-from deploy.doctor.refusals import Trouble, of_connect, of_context, of_http, of_lookup, of_proxy, of_tls
+from deploy.doctor.refusals import (
+    Trouble,
+    of_connect,
+    of_context,
+    of_http,
+    of_lookup,
+    of_proxy,
+    of_tls,
+    still_waiting,
+)
 
 _LONGEST_HEAD = 16_384
 _LONGEST_BODY = 4096
@@ -77,6 +85,7 @@ class Line:
     connection: ConnectionSection
     budget_s: float
     now: Callable[[], float]
+    _known: list[Exchange] = field(default_factory=list, repr=False)
 
     @property
     def first_hop(self) -> Address:
@@ -118,9 +127,17 @@ class Line:
             raise
         return made
 
-    @functools.cached_property
+    @property
     def exchange(self) -> Exchange:
-        """Return what came of one visit: TLS, and GET /health on it."""
+        """Return what came of one visit: TLS, and GET /health on it; made at the first call alone."""
+        if not self._known:
+            # What others see who ask while the first one waits: `cached_property` would have them wait as well.
+            self._known.append(Exchange(tls_trouble=still_waiting(self.connection)))
+            self._known.append(self._visit())
+        return self._known[-1]
+
+    def _visit(self) -> Exchange:
+        """Return what comes of a visit."""
         ends = time.monotonic() + self.budget_s
         try:
             context = self._context()

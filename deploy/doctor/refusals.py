@@ -144,6 +144,14 @@ def of_http(error: Exception, connection: ConnectionSection) -> Trouble:
     )
 
 
+def still_waiting(connection: ConnectionSection) -> Trouble:
+    """Return the trouble of a server that an earlier check still waits for."""
+    return Trouble(
+        f"{connection.address} has begun an answer and does not end it",
+        "ask the coordinating centre whether its server is overloaded or stuck",
+    )
+
+
 def no_client_certificate(connection: ConnectionSection) -> Trouble:
     """Return the trouble of a server that demands a certificate of this hospital."""
     return Trouble(

@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.doctor import server as server_checks
 from deploy.doctor import tls
+from deploy.doctor.running import examine
 from tests.support.doctors import (
     HOST,
     authority,
@@ -331,6 +332,23 @@ def test_a_clock_here_that_is_wrong(tmp_path):
 )
 def test_no_date_to_compare_with(tmp_path, answer):
     assert ask(tmp_path, server_checks.clock, answer).severity == "skipped"
+
+
+def test_while_one_check_waits_for_an_endless_answer_the_others_do_not(tmp_path):
+    def drip():
+        yield b"HTTP/1.1 200 OK\r\nX: "
+        for _ in range(100):
+            time.sleep(0.03)
+            yield b"x"
+
+    with listening(centre(answer=drip)) as server:
+        there = visit(tmp_path, connection(tmp_path, server.address), timeout_s=0.3)
+        start = time.monotonic()
+        found = examine(there, (tls.chain, tls.days_left, server_checks.health))
+        took = time.monotonic() - start
+        assert server.had(1)
+    assert [each.severity.value for each in found] == ["error", "skipped", "ok", "skipped"]
+    assert took < 1.5
 
 
 def test_one_visit_serves_all_checks(tmp_path):

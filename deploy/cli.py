@@ -12,6 +12,7 @@ import typer
 
 from deploy.agent import add_to as add_agent
 from deploy.audit.command import add_to as add_audit
+from deploy.doctor.command import add_to as add_doctor
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
 from deploy.ledger.command import add_to as add_ledger
@@ -36,6 +37,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 add_agent(app)
 add_audit(app)
+add_doctor(app)
 add_ledger(app)
 add_provision(app)
 add_study(app)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from deploy.connection import ConnectionSection, connection_problems
 from deploy.documents import Document, Key, load_document
 from deploy.errors import Problem
 from deploy.overrides import apply_overrides
@@ -225,6 +226,7 @@ class SiteConfig(BaseModel):
         key: The site's Ed25519 private key (PEM).
         approvers: Ed25519 public keys of those who may raise the cap together (two are needed).
         rule: When more may be spent.
+        connection: How the coordinating centre is reached; null before the hospital joins one.
         policy: What is allowed. Required: without a policy nothing runs.
         agent: How the agent runs; needed by it alone.
     """
@@ -238,6 +240,7 @@ class SiteConfig(BaseModel):
     key: Location
     approvers: tuple[Hex, ...] = ()
     rule: Annotated[RenyiRule | FixedRule, Field(discriminator="kind")] = RenyiRule()
+    connection: ConnectionSection | None = None
     policy: PolicySection
     agent: AgentSection | None = None
 
@@ -282,7 +285,7 @@ def site_schema() -> dict[str, Any]:
 
 def check(sections: Mapping[str, Any], document: Document) -> list[Problem]:
     """Return every problem between fields of the given sections, each valid by itself."""
-    rules = (_data, _virtual_site, _files, _approvers, _policy, _agent)
+    rules = (_data, _virtual_site, _files, _approvers, connection_problems, _policy, _agent)
     return [problem for rule in rules for problem in rule(sections, document)]
 
 

@@ -63,10 +63,12 @@ class Cache:
     Attributes:
         folder: Created when first written to, mode 0700.
         preparation: Part of every key.
+        keep: Whether what is prepared is written; without it only what is there already is used.
     """
 
     folder: Path
     preparation: Preparation
+    keep: bool = True
 
     def path(self, content_hash: str) -> Path:
         """Return where the prepared channel of a scan lies."""
@@ -93,11 +95,13 @@ class Cache:
             volume = load()
             prepared = prepare_volume(volume, self.preparation, limits=limits)
         except RefusedFileError as error:
-            if error.reason in _LASTING:
+            if error.reason in _LASTING and self.keep:
                 refusal = json.dumps({"refused": error.reason.value})
                 write_atomically(path.with_suffix(".json"), refusal.encode())
             raise
         facts = facts_about(volume)
+        if not self.keep:
+            return facts
         with atomic_path(path) as partial, partial.open("wb") as stream:
             np.save(stream, prepared, allow_pickle=False)
         write_atomically(path.with_suffix(".json"), json.dumps(dataclasses.asdict(facts)).encode())

@@ -77,9 +77,9 @@ class DicomSource:
         if self.table is None and (self.covariates or self.labels):
             raise ValueError("covariates and labels of a DICOM source come from a table")
 
-    def survey(self, *, name: str, cache: Path) -> Readiness:
+    def survey(self, *, name: str, cache: Path, keep: bool = True) -> Readiness:
         """Look at every series without building a cohort; see `readiness.check`."""
-        return _take_in(self, name, Cache(folder=cache, preparation=self.preparation))[1]
+        return _take_in(self, name, Cache(folder=cache, preparation=self.preparation, keep=keep))[1]
 
 
 def open_dicom(source: DicomSource, *, name: str, cache: Path) -> tuple[Cohort, Readiness]:
@@ -163,7 +163,8 @@ def _take_in(source: DicomSource, name: str, cache: Cache) -> tuple[list[Kept], 
     columns = _columns(source)
     if not Path(source.root).is_dir():
         raise DataError(f"{name}: data root {source.root!r} is no folder; check the path and the mount")
-    salt = site_salt(cache.folder)
+    # Pseudonyms that are not kept need a salt that is not kept either.
+    salt = site_salt(cache.folder) if cache.keep else secrets.token_bytes(SALT_BYTES)
 
     def fetch(folder: str, stored: Cache) -> tuple[str, Facts]:
         slices = _read_folder(folder, source.root, source.limits)

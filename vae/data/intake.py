@@ -156,8 +156,9 @@ def take_in(
         except RefusedFileError as error:
             entries.append(Entry(record=record.record, reason=error.reason))
     quarantine = Quarantine(entries=tuple(entries))
-    quarantine_path = cache.folder / QUARANTINE_NAME
-    quarantine.write(quarantine_path)
+    quarantine_path = cache.folder / QUARANTINE_NAME if cache.keep else None
+    if quarantine_path is not None:
+        quarantine.write(quarantine_path)
     return kept, _report(
         name,
         planned,
@@ -224,7 +225,7 @@ def _report(
     *,
     threshold: float,
     quarantine: Quarantine,
-    quarantine_path: Path,
+    quarantine_path: Path | None,
 ) -> Readiness:
     """Summarise what was found."""
     facts = [fact for record in kept for fact in record.facts]

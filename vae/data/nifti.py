@@ -73,9 +73,9 @@ class NiftiSource:
         if not 0 <= self.quarantine_threshold < 1:
             raise ValueError("quarantine_threshold must lie in [0, 1)")
 
-    def survey(self, *, name: str, cache: Path) -> Readiness:
+    def survey(self, *, name: str, cache: Path, keep: bool = True) -> Readiness:
         """Look at every record without building a cohort; see `readiness.check`."""
-        return _take_in(self, name, Cache(folder=cache, preparation=self.preparation))[1]
+        return _take_in(self, name, Cache(folder=cache, preparation=self.preparation, keep=keep))[1]
 
 
 def open_nifti(source: NiftiSource, *, name: str, cache: Path) -> tuple[Cohort, Readiness]:

@@ -102,23 +102,27 @@ class Readiness:
 class Source(Protocol):
     """A data set that can say how ready it is: `NiftiSource`, `DicomSource`, `TableSource`."""
 
-    def survey(self, *, name: str, cache: Path) -> Readiness:
+    def survey(self, *, name: str, cache: Path, keep: bool = True) -> Readiness:
         """Look at every record without building a cohort."""
         ...
 
 
-def check(source: Source, *, name: str, cache: Path) -> Readiness:
+def check(source: Source, *, name: str, cache: Path, keep: bool = True) -> Readiness:
     """Look at every record of a data set and say what is usable; never stops at the threshold.
 
     Args:
         source: The data set.
         name: Of the data set, for the report.
         cache: Folder of prepared records; filled, so that the first round finds them.
+        keep: Write what was prepared, and the names of what was refused. False writes nothing at all.
 
     Raises:
         DataError: the source itself is unusable (no such folder, a column that does not exist).
+
+    Guarantees:
+        Without `keep` nothing on disk changes, and the answer is the same (test_readiness.py).
     """
-    return source.survey(name=name, cache=cache)
+    return source.survey(name=name, cache=cache, keep=keep)
 
 
 def require_ready(readiness: Readiness) -> None:

@@ -57,9 +57,9 @@ class TableSource:
         if not 0 <= self.quarantine_threshold < 1:
             raise ValueError("quarantine_threshold must lie in [0, 1)")
 
-    def survey(self, *, name: str, cache: Path) -> Readiness:
+    def survey(self, *, name: str, cache: Path, keep: bool = True) -> Readiness:
         """Look at every row without building a cohort; see `readiness.check`."""
-        return _take_in(self, name, cache)[1]
+        return _take_in(self, name, cache if keep else None)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

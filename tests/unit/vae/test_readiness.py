@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from tests.support.hostile_files import claim_of_30000_cubed, scan, write_nifti
+from tests.support.hostile_files import claim_of_30000_cubed, scan, write_nifti, write_series
+from vae.data.dicom import DicomSource
 from vae.data.nifti import NiftiSource
 from vae.data.prepare import Preparation
 from vae.data.quarantine import REMEDIES, Entry, Quarantine, Reason
 from vae.data.readiness import LOCAL_MARK, Readiness, check, duplicates, render, require_ready, spread, tally
+from vae.data.tabular import TableSource
 from vae.errors import DataNotReadyError
 
 
@@ -120,3 +123,40 @@ def test_a_name_cannot_forge_a_line_of_the_quarantine(tmp_path):
     assert text.count("\n") == 1
     assert "\x1b" not in text
     assert "\x1b" not in render(made(quarantine=quarantine), details=True)
+
+
+def tree(folder):
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def hospitals(folder):
+    """A source of each kind, each with one record that is refused."""
+    for index in range(1, 4):
+        write_nifti(folder / f"n/sub-{index}/anat/sub-{index}_T1w.nii", scan(index))
+        write_series(
+            folder / f"d/{index}", scan(index, (5, 4, 6)), patient=f"MRN-{index}", series=f"1.{index}"
+        )
+    write_nifti(folder / "n/sub-4/anat/sub-4_T1w.nii", np.zeros((12, 14, 10)))
+    (folder / "d/3/IM099.dcm").write_text("not a slice")
+    (folder / "t.csv").write_text("participant_id,a\np1,1\np2,x\n")
+    return (
+        NiftiSource(root=str(folder / "n"), preparation=Preparation(shape=(12, 14, 10))),
+        DicomSource(root=str(folder / "d"), preparation=Preparation(shape=(8, 8, 5))),
+        TableSource(path=str(folder / "t.csv"), features=("a",), standardise="none"),
+    )
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_look_that_keeps_nothing_writes_nothing_and_says_the_same(tmp_path, kind):
+    source = hospitals(tmp_path)[kind]
+    before = tree(tmp_path)
+    looked = check(source, name="site-1", cache=tmp_path / "c", keep=False)
+    assert tree(tmp_path) == before
+    assert looked.quarantine_path is None
+    kept = check(source, name="site-1", cache=tmp_path / "c")
+    assert tree(tmp_path) != before
+    assert looked.to_dict() == kept.to_dict()
+    assert sum(looked.refused.values()) == 1
+    filled = tree(tmp_path)
+    assert check(source, name="site-1", cache=tmp_path / "c", keep=False).to_dict() == kept.to_dict()
+    assert tree(tmp_path) == filled

@@ -5,8 +5,8 @@
     FOLDER/supernode.pub       its public part
     FOLDER/NAME.request.json   the request: what is sent
 
-Guarantees (tests/integration/test_provision_cli.py): the folder appears whole or not at all; the request holds public
-keys alone.
+Guarantees (tests/unit/provision/test_keys.py): both secrets are readable by their owner alone; the request holds public
+keys alone; the folder appears whole or not at all.
 """
 
 from __future__ import annotations

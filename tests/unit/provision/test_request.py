@@ -8,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from deploy.provision import request
 from deploy.provision.failures import InputError, RequestError
@@ -85,6 +87,22 @@ def test_one_flipped_bit_anywhere_is_refused():
         flipped[place // 8] ^= 1 << place % 8
         with pytest.raises(RequestError):
             parse_request(bytes(flipped), subject="x")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=20)
+@given(field=st.sampled_from(request.FIELDS), value=JSON, content=st.binary(max_size=200))
+def test_whatever_a_field_holds_it_is_refused_and_nothing_else_is_raised(field, value, content):
+    assume(value != json.loads(GOOD)[field] and (field != "ledger" or value is not None))
+    for hostile in (json.dumps({**json.loads(GOOD), field: value}).encode(), content):
+        with pytest.raises(RequestError):
+            parse_request(hostile, subject="x")
 
 
 @pytest.mark.parametrize(

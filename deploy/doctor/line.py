@@ -9,7 +9,9 @@ What it does not do: retry, or log in at a proxy.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import select
 import socket
 import ssl
 import time
@@ -30,6 +32,8 @@ from deploy.doctor.refusals import (
 
 _LONGEST_HEAD = 16_384
 _LONGEST_BODY = 4096
+_VERDICT_S = 1.0
+"""How long a server may take to say what it thinks of a client's certificate, before it is asked anything [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +219,7 @@ class Line:
         request.sock = secure
         asked_at = self.now()
         try:
+            _hear(secure, min(_VERDICT_S, _left(ends) / 2))
             secure.settimeout(_left(ends))
             request.request("GET", "/health", headers={"Connection": "close"})
             reply = request.getresponse()
@@ -234,6 +239,28 @@ class Line:
             answered_at=self.now(),
         )
         return Exchange(version=version, certificate=certificate, answer=answer)
+
+
+def _hear(secure: ssl.SSLSocket, longest_s: float) -> None:
+    """Wait for what the server says once the handshake is over, on its own account.
+
+    With TLS 1.3 (RFC 8446, 4.4.2.4 and 4.6.1) the client is done before the server has looked at its certificate: what
+    comes next is a session ticket, or the alert that says why the certificate is refused. Who writes before has
+    nothing of the alert, for the server has closed by then and the write itself fails.
+
+    Args:
+        secure: A connection whose handshake is over; it never blocks from here on until a timeout is set.
+        longest_s: How long to wait for a server that says nothing, as one that gives no tickets [s].
+
+    Raises:
+        ssl.SSLError: the alert.
+    """
+    if secure.version() != "TLSv1.3":
+        return
+    select.select([secure], [], [], longest_s)
+    secure.settimeout(0)
+    with contextlib.suppress(ssl.SSLWantReadError, BlockingIOError):
+        secure.recv(1)  # handles tickets; a byte of an answer there cannot be, before a question
 
 
 def _left(ends: float) -> float:

@@ -16,6 +16,7 @@ from deploy.doctor.command import add_to as add_doctor
 from deploy.errors import ConfigError, ExitCode
 from deploy.folders import cache_folder
 from deploy.ledger.command import add_to as add_ledger
+from deploy.network.command import add_to as add_network
 from deploy.provision.command import add_to as add_provision
 from deploy.studies.command import add_to as add_study
 
@@ -39,6 +40,7 @@ add_agent(app)
 add_audit(app)
 add_doctor(app)
 add_ledger(app)
+add_network(app)
 add_provision(app)
 add_study(app)
 

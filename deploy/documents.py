@@ -154,6 +154,11 @@ def dotted(path: Key) -> str:
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, quoting every text that our reader would not read back as that text."""
 
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401 - any value
+        """Write a value out wherever it stands: our reader takes no aliases."""
+        del data
+        return True
+
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """Return a scalar node, quoted where the plain form means something else to us."""

@@ -21,6 +21,7 @@ from deploy.overrides import apply_overrides
 from deploy.problems import at
 from deploy.sections import STRICT, Count, Location, Name, Positive, Share
 from deploy.sources import (
+    AbideData,
     Data,
     DicomData,
     DicomSite,
@@ -82,7 +83,9 @@ class TableHere(BaseModel):
     source: TableSite
 
 
-DataHere = Annotated[NiftiHere | DicomHere | TableHere | ToyData | PhantomData, Field(discriminator="kind")]
+DataHere = Annotated[
+    NiftiHere | DicomHere | TableHere | ToyData | PhantomData | AbideData, Field(discriminator="kind")
+]
 
 
 class CapSection(BaseModel):
@@ -214,13 +217,28 @@ class AgentSection(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
+class NodeSection(BaseModel):
+    """How `join` runs Flower's SuperNode beside the agent.
+
+    Attributes:
+        folder: Of its programs: secrets among them, Flower's own folders, logs.
+        port: Where the SuperNode listens on 127.0.0.1 for the program that starts ClientApps.
+        relay_port: Where nginx listens on 127.0.0.1 for the SuperNode, if `connection` has a certificate.
+    """
+
+    model_config = STRICT
+    folder: Location
+    port: Annotated[int, Field(ge=1, le=65535)] = 9094
+    relay_port: Annotated[int, Field(ge=1, le=65535)] = 9095
+
+
 class SiteConfig(BaseModel):
     """Everything that a hospital decides itself; built by `load_site`.
 
     Attributes:
         site: Name in the federation.
         dataset: Name of this group of patients; the ledger belongs to it, not to a study.
-        data: Where it lies; tells its kind by `kind`. `toy` and `phantom` are for trying out.
+        data: Where it lies; tells its kind by `kind`. `toy`, `phantom` and `abide` are for trying out.
         ledger: The SQLite file; relative paths count from the folder of the file, here and below.
         salt: File of the secret that makes pseudonyms of patient identifiers.
         key: The site's Ed25519 private key (PEM).
@@ -229,6 +247,7 @@ class SiteConfig(BaseModel):
         connection: How the coordinating centre is reached; null before the hospital joins one.
         policy: What is allowed. Required: without a policy nothing runs.
         agent: How the agent runs; needed by it alone.
+        node: How the SuperNode runs; needed by `join` alone.
     """
 
     model_config = STRICT
@@ -243,6 +262,7 @@ class SiteConfig(BaseModel):
     connection: ConnectionSection | None = None
     policy: PolicySection
     agent: AgentSection | None = None
+    node: NodeSection | None = None
 
     def to_policy(self) -> Policy:
         """Return the policy."""
@@ -285,7 +305,7 @@ def site_schema() -> dict[str, Any]:
 
 def check(sections: Mapping[str, Any], document: Document) -> list[Problem]:
     """Return every problem between fields of the given sections, each valid by itself."""
-    rules = (_data, _virtual_site, _files, _approvers, connection_problems, _policy, _agent)
+    rules = (_data, _virtual_site, _files, _approvers, connection_problems, _policy, _agent, _node)
     return [problem for rule in rules for problem in rule(sections, document)]
 
 
@@ -303,9 +323,13 @@ def _data(sections: Mapping[str, Any], document: Document) -> Iterator[Problem]:
 
 
 def _virtual_site(sections: Mapping[str, Any], document: Document) -> Iterator[Problem]:
-    """A site with made-up data is one of those that are made up."""
+    """A site with data that the software has itself, or makes up, is one of theirs."""
     data, site = sections.get("data"), sections.get("site")
-    if isinstance(data, ToyData | PhantomData) and site is not None and site not in data.site_names:
+    if (
+        isinstance(data, ToyData | PhantomData | AbideData)
+        and site is not None
+        and site not in data.site_names
+    ):
         names = data.site_names
         rule = f"{data.kind} data are made for {names[0]} to {names[-1]}; take one of those names"
         yield at(document, ("site",), rule, choices=names)
@@ -356,3 +380,10 @@ def _agent(sections: Mapping[str, Any], document: Document) -> Iterator[Problem]
     if agent.seed is not None and policy is not None and policy.randomness != "seeded":
         rule = "goes with policy.randomness: seeded, where nothing is private; remove it"
         yield at(document, ("agent", "seed"), rule)
+
+
+def _node(sections: Mapping[str, Any], document: Document) -> Iterator[Problem]:
+    """SuperNode and relay listen at two ports."""
+    node = sections.get("node")
+    if node is not None and node.port == node.relay_port:
+        yield at(document, ("node", "relay_port"), "is `node.port`; give each a port of its own")

@@ -157,6 +157,7 @@ def federate(
     clock: Clock,
     *,
     observe: Callable[[Progress], None] | None = None,
+    names: Callable[[Grid], Mapping[int, str]] | None = None,
 ) -> Progress:
     """Run a federation, or the rest of it, and return where it ended.
 
@@ -167,6 +168,8 @@ def federate(
             last.
         clock: What deadlines are measured with.
         observe: Called after each round.
+        names: Returns node id -> the name that a node has proved to have, in a deployment; None where sites are
+            believed, as in a simulation.
 
     Raises:
         StrategyError: a subspace without its directions, or the other way round; nobody was asked anything.
@@ -185,7 +188,7 @@ def federate(
     before = latest(folder, config_hash=plan.config_hash)
     if before is not None and before.round >= plan.rounds:
         return Progress(round=before.round, state=_state(before))
-    nodes = enrol(grid, plan.site_weights, clock, timeout_s=plan.timing.enrol_s)
+    nodes = enrol(grid, plan.site_weights, clock, timeout_s=plan.timing.enrol_s, names=names)
     strategy = make_strategy(
         plan.strategy,
         scratch=folder,

@@ -9,7 +9,8 @@ than one update lies in memory. What has arrived early waits in the grid (in a d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -19,6 +20,7 @@ from client.contract import ContractError, Description, decode_reply
 from server.clock import Clock
 from server.errors import EnrolmentError
 
+_log = logging.getLogger(__name__)
 _FIRST_POLL_S, _LAST_POLL_S = 0.001, 3.0
 
 
@@ -98,7 +100,14 @@ class Collector:
                 yield reply
 
 
-def enrol(grid: Grid, sites: Iterable[str], clock: Clock, *, timeout_s: float) -> dict[str, int]:
+def enrol(
+    grid: Grid,
+    sites: Iterable[str],
+    clock: Clock,
+    *,
+    timeout_s: float,
+    names: Callable[[Grid], Mapping[int, str]] | None = None,
+) -> dict[str, int]:
     """Wait until every site has described itself, and return site -> node id.
 
     Args:
@@ -106,6 +115,8 @@ def enrol(grid: Grid, sites: Iterable[str], clock: Clock, *, timeout_s: float) -
         sites: Names that must be there; others are ignored.
         clock: What the timeout is measured with.
         timeout_s: How long to wait.
+        names: Returns node id -> the name that a node has proved to have: a node that says to be somebody else is
+            no site. None: nodes are believed.
 
     Raises:
         EnrolmentError: sites are missing after `timeout_s`; the message names them.
@@ -128,6 +139,10 @@ def enrol(grid: Grid, sites: Iterable[str], clock: Clock, *, timeout_s: float) -
                 name = _described(reply)
                 if name is None:
                     asked.discard(node)  # not ready yet, as an agent that starts after its node: asked again
+                elif names is not None and names(grid).get(node) != name:
+                    _log.warning(
+                        "node %d says to be %.80r, and its key is not registered as such", node, name
+                    )
                 elif name in wanted and name not in found:
                     found[name] = node
         if wanted - set(found):

@@ -39,7 +39,7 @@ def made(tmp_path):
 def _deployed(monkeypatch, tmp_path, config, start):
     """Return the plan that the server would federate."""
     plans = []
-    monkeypatch.setattr(server_app, "federate", lambda grid, plan, folder, clock: plans.append(plan))
+    monkeypatch.setattr(server_app, "federate", lambda grid, plan, *_, **__: plans.append(plan))
     paths = {"experiment": str(config), "output": str(tmp_path / "out"), "start": str(start)}
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=paths)
     server_app.run_deployed(None, context)

@@ -230,3 +230,9 @@ def test_any_scalar_is_read_or_refused_and_numbers_are_finite(text):
     except ValueError:
         return
     assert value is None or isinstance(value, bool | str | int) or abs(value) < float("inf")
+
+
+def test_a_value_that_stands_twice_is_written_twice():
+    shared = {"epsilon": 1.0, "of": [1, 2]}
+    value = {"lifetime": shared, "per_run": shared}
+    assert parse(dump_yaml(value)).value == value

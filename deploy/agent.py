@@ -70,6 +70,11 @@ def running(site: Path, cache: Path | None = None) -> Iterator[str]:
         section = config.agent
         if section is None:
             raise UsageError(f"{site}: has no `agent` section, which says where the agent listens; add one")
+        if section.seed is not None and ledger.state().genesis.claims == "dp":
+            raise UsageError(
+                f"{site}: `agent.seed` is for rehearsals, and the ledger promises privacy; remove it, or begin "
+                "a ledger for the rehearsal in another folder"
+            )
         folder = Path(section.folder)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_alone(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
@@ -27,8 +28,9 @@ def http_health(port: int, authority: Path | None = None) -> Callable[[], bool]:
             else:
                 trusted = ssl.create_default_context(cafile=str(authority))
                 line = http.client.HTTPSConnection("127.0.0.1", port, timeout=_TIMEOUT_S, context=trusted)
-            line.request("GET", "/health")
-            return line.getresponse().status == _OK
+            with contextlib.closing(line):
+                line.request("GET", "/health")
+                return line.getresponse().status == _OK
         except (OSError, http.client.HTTPException):
             return False
 

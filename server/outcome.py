@@ -34,6 +34,7 @@ def write_done(folder: Path, plan: FederationPlan, state: StrategyState) -> None
         state: After the last round.
     """
     weights = hash_weights(state.final)
+    folder.mkdir(parents=True, exist_ok=True)
     save(folder / MODEL, state.final, {"run": plan.run_id, "config_hash": plan.config_hash})
     _write(folder, {"ended": "done", "run": plan.run_id, "weights": weights, **_told(state)})
 

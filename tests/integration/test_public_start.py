@@ -9,6 +9,7 @@ from deploy.config import load_experiment
 from deploy.simulation.public import warm_start
 from server import app as server_app
 from server.errors import ServerError
+from server.federation import Progress
 from vae.errors import WeightsError
 from vae.models import signature_of
 from vae.weights import hash_weights, load
@@ -23,6 +24,9 @@ data: {kind: toy, sites: 3, features: 5}
 public: {data: {kind: toy, features: 5, seed: 4}, steps: 5}
 model: {latent_size: 2, channels: [6], input_shape: [5]}
 """
+PRIVACY = """\
+privacy: {epsilon: 8, delta: 1e-3, sampling_probability: 0.2, local_steps: 2, divisor: 4, learning_rate: 0.1}
+"""
 
 
 @pytest.fixture
@@ -36,11 +40,16 @@ def made(tmp_path):
     return config, file
 
 
-def _deployed(monkeypatch, tmp_path, config, start):
+def _deployed(monkeypatch, tmp_path, config, start, **more):
     """Return the plan that the server would federate."""
     plans = []
-    monkeypatch.setattr(server_app, "federate", lambda grid, plan, *_, **__: plans.append(plan))
-    paths = {"experiment": str(config), "output": str(tmp_path / "out"), "start": str(start)}
+    monkeypatch.setattr(
+        server_app,
+        "federate",
+        lambda grid, plan, *_, **__: plans.append(plan) or Progress(round=0, state=None),
+    )
+    monkeypatch.setattr(server_app, "write_done", lambda *_: None)
+    paths = {"experiment": str(config), "output": str(tmp_path / "out"), "start": str(start), **more}
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=paths)
     server_app.run_deployed(None, context)
     return plans[0]
@@ -76,3 +85,15 @@ def test_without_public_data_or_shape_no_start_is_made(tmp_path):
     done = CliRunner().invoke(app, ["start", "--config", str(config), str(tmp_path / "file")])
     assert done.exit_code == 2
     assert not (tmp_path / "file").exists()
+
+
+def test_noise_is_secret_unless_a_rehearsal_is_asked_for(made, tmp_path, monkeypatch):
+    config, file = made
+    config.write_text(TEXT + PRIVACY, encoding="utf-8")
+    drawn = [
+        {plan.randomness for plan in _deployed(monkeypatch, tmp_path, config, file, **more).plans.values()}
+        for more in ({}, {"randomness": ""}, {"randomness": "os"}, {"randomness": "seeded"})
+    ]
+    assert drawn == [{"os"}, {"os"}, {"os"}, {"seeded"}]
+    with pytest.raises(ServerError, match="randomness = none; give os"):
+        _deployed(monkeypatch, tmp_path, config, file, randomness="none")

@@ -235,7 +235,12 @@ policy:
         ),
         ("site=site-4", "site", '"site-4"', "toy data are made for site-1 to site-3"),
         ("data={kind: phantom, sites: 1}", "site", '"site-2"', "phantom data are made for site-1 to site-1"),
-        ("data.kind=nifty", "data.kind", '"nifty"', "must be one of nifti, dicom, table, toy, phantom, abide"),
+        (
+            "data.kind=nifty",
+            "data.kind",
+            '"nifty"',
+            "must be one of nifti, dicom, table, toy, phantom, abide",
+        ),
         ("data.kind=ftp", "data.kind", '"ftp"', "must be one of nifti, dicom, table, toy, phantom, abide"),
         ("rule={kind: fixed}", "rule.kind", '"fixed"', "must be one of renyi-filter, fixed-plan"),
         ("rule={order: 8}", "rule.kind", "", "is required: one of renyi-filter, fixed-plan"),

@@ -122,10 +122,11 @@ def test_a_round_with_nobody():
     assert list(collector.collect([], SITES)) == []
 
 
-def _enrol(answers, wanted=("north", "south"), *, timeout_s=100.0, **options):
+def _enrol(answers, wanted=("north", "south"), *, timeout_s=100.0, names=None, **options):
     clock = VirtualClock()
     grid = ScriptedGrid(clock=clock, answers=answers, **options)
-    return enrol(grid, wanted, clock, timeout_s=timeout_s), grid, clock
+    found = enrol(grid, wanted, clock, timeout_s=timeout_s, names=names and (lambda _: names))
+    return found, grid, clock
 
 
 BOTH = {7: describe("south"), 8: describe("north")}
@@ -158,6 +159,19 @@ def test_missing_sites_are_named_after_the_timeout():
 def test_others_are_ignored_and_two_nodes_of_one_name_are_one_site():
     found, _, _ = _enrol({**BOTH, 5: describe("stranger"), 9: describe("north")})
     assert found == {"north": 8, "south": 7}
+
+
+def test_who_says_to_be_somebody_else_is_no_site(caplog):
+    """Nodes 5 and 9 have keys of their own, and say to be north, which is node 8."""
+    answers = {5: describe("north"), **BOTH, 9: describe("north")}
+    found, _, _ = _enrol(answers, names={5: "south-2", 7: "south", 8: "north"})
+    assert found == {"north": 8, "south": 7}
+    assert "node 5 says to be 'north', and its key is not registered as such" in caplog.text
+
+
+def test_a_site_whose_node_has_no_registered_name_is_missing():
+    with pytest.raises(EnrolmentError, match="no answer from north within"):
+        _enrol(BOTH, names={7: "south"})
 
 
 def test_nobody_is_wanted():

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 from deploy.errors import ExitCode
 from privacy.ledger import Ledger
-from tests.support.federations import deploy, federation, require_nginx
+from tests.support.federations import deploy, federation, require_nginx, sites_of
 from tests.support.shared import ROOT
 from vae.weights import hash_weights
 
@@ -39,14 +40,27 @@ report: {bootstrap: 100, panels: 0}
 """
 
 
+HOWTO = (ROOT / "deploy/docs/deployment.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", HOWTO, flags=re.S)
+    for line in block.splitlines()
+    if line
+]
+
+
 @pytest.fixture(scope="module")
 def running():
     """The folder of a federation that runs, and that has run the experiment once."""
     require_nginx()
     home = Path(tempfile.mkdtemp(prefix="fed"))  # a socket's path must be short
     try:
-        with federation(home / "f", EXPERIMENT, "--seeded"):
+        with federation(home / "f", EXPERIMENT, "--seeded") as verbs:
             yield home / "f"
+            for site in sites_of(home / "f"):
+                deploy("stop", "--site", home / "f" / site / "site.yaml")
+            deploy("stop", "--centre", home / "f/centre/centre.yaml")
+            assert {verb.process.wait(60) for verb in verbs.values()} == {0}
     finally:
         shutil.rmtree(home)
 
@@ -143,3 +157,16 @@ def test_without_a_certificate_nothing_is_reached(running):
 
 def test_what_is_too_large_never_reaches_the_superlink(running):
     assert _ask(running, "POST", "/v1/fleet/push-object", length=2 << 30) == 413
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documentation(running, submitted, command):
+    python, m, package, verb, *rest = command.split()
+    assert (python, m, package) == ("python", "-m", "deploy")
+    words = [word.replace("rehearsal", str(running), 1) if "/" in word else word for word in rest]
+    if verb in {"status", "logs"}:
+        assert deploy(verb, *words).stdout
+    else:  # what the fixtures have run, or run at the end: here, that its options and files are there
+        known = deploy(verb, "--help").stdout
+        assert all(word in known for word in rest if word.startswith("--"))
+        assert all(Path(word).exists() for word in words if "/" in word)

@@ -54,4 +54,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     ):  # torch's, no MemoryError
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = "".join(
+        part for part in error.args if isinstance(part, str)
+    )  # str() may run foreign code, and fail
+    return any(text in said for text in _NO_MEMORY)

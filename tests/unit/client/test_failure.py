@@ -40,3 +40,11 @@ def test_what_torch_raises_when_memory_ends_is_told_from_other_errors():
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with ..."))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+def test_an_error_that_cannot_be_printed_has_a_code_too():
+    class _TextlessError(RuntimeError):
+        def __str__(self):
+            raise ValueError
+
+    assert code_of(_TextlessError(3)) is FailureCode.INTERNAL

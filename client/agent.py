@@ -12,7 +12,8 @@ caller goes away: it is paid for, its update is stored, and the same request ask
 process when one training takes far longer than the hospital allows, since code that hangs cannot be ended otherwise;
 whatever starts the agent starts it again, and what was reserved stays spent.
 
-Guarantees: tests/unit/client/test_agent.py, and of a whole hospital tests/integration/test_agent_site.py.
+Guarantees: tests/unit/client/test_agent.py; of any bytes whatever tests/property/test_agent_boundary.py and
+test_agent_load.py; of a whole hospital tests/integration/test_agent_site.py.
 What it does not do: it reads no configuration (`deploy.agent` does), and it does not judge a request (`Site` does).
 """
 

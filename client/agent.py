@@ -12,7 +12,8 @@ caller goes away: it is paid for, its update is stored, and the same request ask
 process when one training takes far longer than the hospital allows, since code that hangs cannot be ended otherwise;
 whatever starts the agent starts it again, and what was reserved stays spent.
 
-Guarantees: tests/unit/client/test_agent.py, and of a whole hospital tests/integration/test_agent_site.py.
+Guarantees: tests/unit/client/test_agent.py; of any bytes whatever tests/property/test_agent_boundary.py and
+test_agent_load.py; of a whole hospital tests/integration/test_agent_site.py.
 What it does not do: it reads no configuration (`deploy.agent` does), and it does not judge a request (`Site` does).
 """
 
@@ -69,12 +70,14 @@ class Limits:
     Attributes:
         max_bytes: Of one request.
         receive_s: For all parts of a request to come, once it is its turn.
+        send_s: For all parts of an answer to be taken.
         max_waiting: Requests that may wait for their turn.
         max_training_s: One training; beyond it the process is ended. None: never.
     """
 
     max_bytes: int = MAX_CONTENT_BYTES
     receive_s: float = 120.0
+    send_s: float = 600.0
     max_waiting: int = 4
     max_training_s: float | None = None
 
@@ -122,21 +125,33 @@ class Agent:
         try:
             head = self._head()
             return AuditReply(head="" if head is None else json.dumps(head.to_dict()))
-        except Exception as error:  # noqa: BLE001 - nothing but a code may leave
+        except BaseException as error:  # noqa: BLE001 - nothing but a code may leave
             return AuditReply(failure=self._code(error).value)
 
     def train(self, parts: Iterator[Part], context: grpc.ServicerContext) -> Iterator[Part]:
         """Yield the parts of an update, or of a failure."""
+        first, rest = self._begun(parts, context)
+        with self._cancelled_after(self._limits.send_s, context):
+            yield first
+            yield from rest
+
+    def _begun(self, parts: Iterator[Part], context: grpc.ServicerContext) -> tuple[Part, Iterator[Part]]:
+        """Return the first part of the answer and the others; no exception leaves, since gRPC would send its text.
+
+        Not even those that are no `Exception`, such as a panic of a library in Rust, or its `SystemExit`: this thread
+        is one of a pool, which would keep them to itself, and the caller would wait for ever.
+        """
         try:
-            reply = self._answer(parts, context)
-        except Exception as error:  # noqa: BLE001 - nothing but a code may leave
-            reply = encode_failure(Failure(site=self._name, code=self._code(error)))
-        yield from to_parts(reply)
+            answer = to_parts(self._answer(parts, context))
+            return next(answer), answer
+        except BaseException as error:  # noqa: BLE001 - nothing but a code may leave
+            answer = to_parts(encode_failure(Failure(site=self._name, code=self._code(error))))
+            return next(answer), answer
 
     def _answer(self, parts: Iterator[Part], context: grpc.ServicerContext) -> RecordDict:
         """Return the site's update for a request, as a content."""
         with self._turn(context):
-            with self._receiving(context):
+            with self._cancelled_after(self._limits.receive_s, context):
                 content = from_parts(parts, max_bytes=self._limits.max_bytes)
             request, weights = decode_request(content)
             basis = decode_arrays(content, BASIS) if request.learning.subspace else None
@@ -144,9 +159,9 @@ class Agent:
                 return encode_update(self._site.train(request, weights, basis))
 
     @contextlib.contextmanager
-    def _receiving(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Cancel a call whose request does not come: a stream left half open must not hold a thread for good."""
-        alarm = threading.Timer(self._limits.receive_s, context.cancel)
+    def _cancelled_after(self, seconds: float, context: grpc.ServicerContext) -> Iterator[None]:
+        """Cancel a call whose request does not come, or whose answer nobody takes: no thread is held for good."""
+        alarm = threading.Timer(seconds, context.cancel)
         alarm.daemon = True
         alarm.start()
         try:
@@ -199,7 +214,7 @@ class Agent:
         logging.shutdown()
         self._end(_HUNG)
 
-    def _code(self, error: Exception) -> FailureCode:
+    def _code(self, error: BaseException) -> FailureCode:
         """Return the code of an exception; its text goes to the site's own log."""
         code = code_of(error)
         _log.error("request failed: %s", error, exc_info=error if code is FailureCode.INTERNAL else None)

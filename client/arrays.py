@@ -52,9 +52,10 @@ def decode_arrays(content: RecordDict, record: str) -> Weights:
     for name, array in arrays_of(content).get(record, ArrayRecord()).items():
         try:
             value = _values(array)
+            dtype = value.dtype  # an archive of arrays is read, too, and has none
         except Exception as error:
             raise ContractError(f"{record}: an array cannot be read") from error
-        if value.dtype != np.float32:
+        if dtype != np.float32:
             raise ContractError(f"{record}: every array must be float32")
         arrays[name] = value
     if not arrays and record not in arrays_of(content):

@@ -373,7 +373,7 @@ def _json(content: RecordDict, record: str) -> dict[str, Any]:
     text = config.get("json") if config is not None else None
     try:
         body = json.loads(text) if isinstance(text, str) else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of 5,000 digits, lists in lists without end
         body = None
     if not isinstance(body, dict):
         raise ContractError(f"{record}: a JSON object is needed")

@@ -26,6 +26,7 @@ from torch import nn
 from client.contract import MAX_HEADS, Description, FailureCode, Plan, TrainRequest, Update, Weights
 from client.device import Device, choose_device
 from client.errors import SiteError
+from client.memory import OneDraw, PhysicalBatch
 from client.subspace import check_basis
 from client.train import Round, device_of, local_losses, train_round, training_only
 from privacy.accounting import Release
@@ -63,15 +64,19 @@ class Models:
 
     A round overwrites every parameter of its model before it trains, so one model serves one round after another,
     of one site or of all virtual sites of a process: never two at a time. A model is moved to its device once, and
-    stays there.
+    stays there. How many records fit into memory beside it is known here, too: that is of the device, not of a site.
 
     Args:
         device: Where models compute; settled at the first one.
+
+    Attributes:
+        batch: How many records are computed at once.
     """
 
     def __init__(self, device: Device = "auto") -> None:
         self._device = device
         self._made: dict[str, nn.Module] = {}
+        self.batch = PhysicalBatch()
 
     def get(self, request: TrainRequest, plan: Plan) -> nn.Module:
         """Return the model of a request; what its parameters are now means nothing.
@@ -152,7 +157,7 @@ class Site:
 
         Raises:
             ContractError: the directions are not those of the request, or cannot be used.
-            SiteError: the request does not fit its own weights or model.
+            SiteError: the request does not fit its own weights or model, or memory does not suffice.
             RefusedError: the site's rules or its budget refuse.
             DataError: the data are not ready.
         """
@@ -223,17 +228,22 @@ class Site:
         if isinstance(plan, PrivacyPlan):
             cohort = _only(cohort, spending.may_sample(request.work, cohort.patients))
         started = time.perf_counter(), time.process_time()
-        result = train_round(
-            model,
-            cohort,
-            weights,
-            self._local(request),
-            sharing=request.sharing,
-            plan=plan,
-            learning=request.learning,
-            basis=basis,
-            randomness=self._randomness(request),
-            stop_at=None if self._max_runtime_s is None else time.monotonic() + self._max_runtime_s,
+        local, randomness = self._local(request), OneDraw(self._randomness(request))
+        stop_at = None if self._max_runtime_s is None else time.monotonic() + self._max_runtime_s
+        result = self._models.batch.fit(
+            lambda records: train_round(
+                model,
+                cohort,
+                weights,
+                local,
+                sharing=request.sharing,
+                plan=plan,
+                learning=request.learning,
+                basis=basis,
+                randomness=randomness,
+                physical_records=records,
+                stop_at=stop_at,
+            )
         )
         elapsed = time.perf_counter() - started[0], time.process_time() - started[1]
         self._keep_local(request, result)
@@ -309,13 +319,18 @@ class Site:
         """Append one line about the round to the site's own diary."""
         if not self._diary:
             return
+        losses = self._models.batch.fit(
+            lambda records: local_losses(
+                model, cohort, kl_weight=request.learning.kl_weight, physical_records=records
+            )
+        )
         line = {
             "run": request.run_id,
             "round": request.round,
             "wall_s": elapsed[0],
             "cpu_s": elapsed[1],
             "process": os.getpid(),
-            **local_losses(model, cohort, kl_weight=request.learning.kl_weight),
+            **losses,
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "diary.jsonl").open("a") as file:

@@ -23,6 +23,9 @@ from vae.models.protocol import Vae
 from vae.spec import Sharing, Trainable
 from vae.weights import load_into, to_numpy
 
+# Records that fit where one does with a gradient of its own.
+_WITHOUT_GRADIENTS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
@@ -88,7 +91,8 @@ def train_round(
         learning: Optimiser and its constants.
         basis: Directions of `learning.subspace`, checked (`client.subspace`); None without.
         randomness: Sampling, noise and latent deviates all come from it.
-        physical_records: Records in memory at a time; does not change the result beyond rounding.
+        physical_records: Records whose gradients are in memory at a time, four times as many without privacy; does
+            not change the result beyond rounding.
         stop_at: Private training ends with `TimeoutError` at this time of `time.monotonic` [s]; None: never.
 
     Raises:
@@ -131,6 +135,7 @@ def train_round(
                 proximal_mu=learning.proximal_mu,
                 augmentation=learning.to_augmentation(),
                 latent_size=latent_size,
+                max_physical_records=_WITHOUT_GRADIENTS * physical_records,
             )
     shared = cast(Vae, model).shared_names(sharing)
     after = to_numpy(model, sorted(name for name, _ in model.named_parameters()))
@@ -153,21 +158,31 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def local_losses(
-    model: nn.Module, cohort: Cohort, *, kl_weight: float, max_patients: int = 64
+    model: nn.Module,
+    cohort: Cohort,
+    *,
+    kl_weight: float,
+    max_patients: int = 64,
+    physical_records: int = 64,
 ) -> dict[str, float]:
     """Return mean loss parts over the first patients, for the site's own diary: never sent.
 
-    Deterministic: the posterior mean is decoded (latent noise zero).
+    Deterministic: the posterior mean is decoded (latent noise zero). `physical_records` bounds memory, as in
+    `train_round`.
     """
     count = min(cohort.num_patients, max_patients)
     batch = cohort.batch(np.arange(count))
     vae = cast(Vae, model)
     device = device_of(model)
-    zeros: Tensor = torch.zeros(batch.num_records, vae.spec.latent_size, device=device)
-    batch = batch.to(device)
-    with torch.no_grad():
-        loss = vae.per_sample_loss(batch.values, batch.covariates, latent_noise=zeros, kl_weight=kl_weight)
-    return {
-        "loss": float(loss.total.mean()),
-        **{name: float(part.mean()) for name, part in loss.parts.items()},
-    }
+    size = _WITHOUT_GRADIENTS * physical_records
+    losses: dict[str, list[Tensor]] = {}
+    for start in range(0, max(1, batch.num_records), size):
+        values, covariates = (
+            each[start : start + size].to(device) for each in (batch.values, batch.covariates)
+        )
+        zeros = torch.zeros(len(values), vae.spec.latent_size, device=device)
+        with torch.no_grad():
+            loss = vae.per_sample_loss(values, covariates, latent_noise=zeros, kl_weight=kl_weight)
+        for name, part in {"loss": loss.total, **loss.parts}.items():
+            losses.setdefault(name, []).append(part)
+    return {name: float(torch.cat(parts).mean()) for name, parts in losses.items()}

@@ -81,6 +81,6 @@ def test_the_relay_needs_no_torch():
     import sys
     from pathlib import Path
 
-    code = "import sys, client.app; sys.exit('torch' in sys.modules or 'opacus' in sys.modules)"
+    code = "import sys, client.app, client.relay; sys.exit('torch' in sys.modules or 'opacus' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
     assert done.returncode == 0

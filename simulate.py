@@ -9,17 +9,18 @@ Run again with the same configuration it goes on where it stopped. Exit codes: 0
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.config import load_experiment
 from deploy.errors import ConfigError, DeployError, ExitCode
 from deploy.folders import cache_folder
+from deploy.locking import held
 
 if TYPE_CHECKING:
     from deploy.simulation.progress import Progress
@@ -97,22 +98,10 @@ def _report(setting: Setting, trained: Trained, *, as_json: bool, started: float
     print((out / "report.json").read_text() if as_json else summary_text(report, page), end="")
 
 
-@contextlib.contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Hold an output folder: two runs that write there at once would spoil each other's checkpoints.
-
-    Raises:
-        DeployError: another run holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise DeployError(
-            f"{out}: another run is writing there; wait for it, or give another --out"
-        ) from None
+def _held(out: Path) -> AbstractContextManager[None]:
+    """Hold an output folder: two runs that write there at once would spoil each other's checkpoints."""
+    busy = DeployError(f"{out}: another run is writing there; wait for it, or give another --out")
+    return held(out / ".lock", busy)
 
 
 def _card(setting: Setting, arm: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.ledger.failures import UsageError, reported
+from deploy.locking import held
 
 if TYPE_CHECKING:
     from client.contract import TrainRequest
@@ -70,14 +71,15 @@ def running(site: Path, cache: Path | None = None) -> Iterator[str]:
         section = config.agent
         if section is None:
             raise UsageError(f"{site}: has no `agent` section, which says where the agent listens; add one")
-        if section.seed is not None and ledger.state().genesis.claims == "dp":
+        if config.is_rehearsal and ledger.state().genesis.claims == "dp":
             raise UsageError(
                 f"{site}: `agent.seed` is for rehearsals, and the ledger promises privacy; remove it, or begin "
                 "a ledger for the rehearsal in another folder"
             )
         folder = Path(section.folder)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stack.enter_context(_alone(folder))
+        busy = UsageError(f"{folder}: another agent runs in this folder; stop it first")
+        stack.enter_context(held(folder / "agent.lock", busy))
         policy = config.to_policy()
         agent = Agent(
             make_site(config, section, ledger, cache or folder / "cache"),
@@ -125,22 +127,6 @@ def make_site(config: SiteConfig, section: AgentSection, ledger: Ledger, cache: 
         models=Models(section.device),
         max_runtime_s=policy.max_runtime_s,
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder for the time of the block; a lock of a process that was killed is free again.
-
-    Raises:
-        UsageError: another agent holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / "agent.lock", timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(f"{folder}: another agent runs in this folder; stop it first") from None
 
 
 def _address(section: AgentSection) -> UnixSocket | MutualTls:

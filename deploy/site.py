@@ -264,6 +264,11 @@ class SiteConfig(BaseModel):
     agent: AgentSection | None = None
     node: NodeSection | None = None
 
+    @property
+    def is_rehearsal(self) -> bool:
+        """Return whether the agent draws all noise from a seed, so that nothing it does is private."""
+        return self.agent is not None and self.agent.seed is not None
+
     def to_policy(self) -> Policy:
         """Return the policy."""
         return self.policy.to_policy()

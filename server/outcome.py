@@ -47,12 +47,9 @@ def write_failed(folder: Path, plan: FederationPlan, error: ServerError) -> None
         plan: The federation.
         error: Why.
     """
-    lost = isinstance(error, QuorumLostError)
-    told = _told(error.state) if isinstance(error, QuorumLostError) and error.state is not None else {}
-    _write(
-        folder,
-        {"ended": "quorum-lost" if lost else "failed", "run": plan.run_id, "message": str(error), **told},
-    )
+    ended, state = ("quorum-lost", error.state) if isinstance(error, QuorumLostError) else ("failed", None)
+    told = {} if state is None else _told(state)
+    _write(folder, {"ended": ended, "run": plan.run_id, "message": str(error), **told})
 
 
 def _told(state: StrategyState) -> dict[str, object]:

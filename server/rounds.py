@@ -133,13 +133,14 @@ def enrol(
             for node in fresh
         ]
         pending.update(zip(grid.push_messages(questions), fresh, strict=True))
+        proven = None if names is None else names(grid)
         for message_id in list(pending):
             for reply in grid.pull_messages([message_id]):
                 node = pending.pop(message_id)
                 name = _described(reply)
                 if name is None:
                     asked.discard(node)  # not ready yet, as an agent that starts after its node: asked again
-                elif names is not None and names(grid).get(node) != name:
+                elif proven is not None and proven.get(node) != name:
                     _log.warning(
                         "node %d says to be %.80r, and its key is not registered as such", node, name
                     )

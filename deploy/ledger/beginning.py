@@ -90,7 +90,7 @@ def begin(site: Path, cache: Path) -> Beginning:
         key=create_key(key) if key in made else load_key(key),
         salt=create_salt(salt) if salt in made else load_salt(salt),
         approvers=config.approvers,
-        seeded=is_rehearsal(config),
+        seeded=config.is_rehearsal,
     )
     with contextlib.closing(ledger):
         return Beginning(config=config, genesis=ledger.state().genesis, made=made)
@@ -100,7 +100,7 @@ def beginning_lines(done: Beginning, site: Path) -> Iterator[str]:
     """Yield what was fixed for good, and where the secrets lie, in plain words."""
     fixed, config = done.genesis, done.config
     yield f"The ledger of {fixed.site} has begun: {config.ledger}"
-    if is_rehearsal(config):
+    if config.is_rehearsal:
         yield "It is of a rehearsal (`agent.seed`): nothing in it is a promise, and it is never one later."
     yield ""
     yield "Fixed for good, whatever is asked later:"
@@ -130,11 +130,6 @@ def beginning_lines(done: Beginning, site: Path) -> Iterator[str]:
     yield "Next: give the head to somebody outside, for without one nobody can see that its end was cut off:"
     yield command("head", "--site", str(site), "--out", "head.json")
     yield "Never put an older copy of the ledger back: what was spent since would be missing from it."
-
-
-def is_rehearsal(config: SiteConfig) -> bool:
-    """Return whether the agent draws all noise from a seed, so that nothing it does is private."""
-    return config.agent is not None and config.agent.seed is not None
 
 
 def follow_data(site: Path, cache: Path, *, confirmed: bool) -> Following:

@@ -25,7 +25,7 @@ from deploy.network.programs import Program, environment, flower, secret_file
 from deploy.overrides import apply_overrides
 from deploy.problems import at
 from deploy.sections import STRICT, Location, Name
-from deploy.validation import schema_of, validate_document
+from deploy.validation import validate_document
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -61,11 +61,6 @@ def load_centre(path: Path | str, overrides: Sequence[str] = ()) -> CentreConfig
     """
     document, problems = apply_overrides(load_document(path), overrides)
     return validate_document(document, CentreConfig, check, folder=Path(path).parent, problems=problems)
-
-
-def centre_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a centre's file, for editors."""
-    return schema_of(CentreConfig)
 
 
 def check(sections: Mapping[str, Any], document: Document) -> list[Problem]:
@@ -166,7 +161,6 @@ def centre_programs(config: CentreConfig, files: CentreFiles) -> list[Program]:
             *("--superexec-auth-secret-file", str(files.secret)),
         ),
         environment=environment(files.folder / "superexec"),
-        needs=("superlink",),
     )
     programs = [superlink, superexec]
     if config.front is not None:

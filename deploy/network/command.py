@@ -82,15 +82,13 @@ def serve(centre: CentreFile) -> None:
 
 def join(site: Annotated[Path, typer.Option("--site", help="The hospital's site.yaml.")]) -> None:
     """Run a hospital's agent and SuperNode until they are told to stop (SIGTERM, Ctrl-C)."""
-    from deploy.network.hospital import hospital_programs
+    from deploy.network.hospital import hospital_programs, sections_of
     from deploy.site import load_site
 
     config = load_site(site)
-    programs = hospital_programs(config, site)
-    if config.node is None or config.connection is None:
-        raise UsageError(f"{site}: needs `node` and `connection`")
-    said = f"{config.site} has joined {config.connection.server}"
-    _run(programs, Path(config.node.folder), lambda: said)
+    node, connection = sections_of(config, site)
+    said = f"{config.site} has joined {connection.server}"
+    _run(hospital_programs(config, site), Path(node.folder), lambda: said)
 
 
 def submit(  # noqa: PLR0917 - a command's options
@@ -145,8 +143,8 @@ def status(
     """Ask every program whether it answers, and at the centre which sites and runs there are. Exit code 1 if not."""
     from deploy.network.supervise import leftovers
 
-    programs, folder = _programs(centre, site)
-    alive = leftovers(folder)
+    folder, make_programs = _post(centre, site)
+    programs, alive = make_programs(), leftovers(folder)
     answers = {
         program.name: program.name in alive and (program.ready is None or program.ready())
         for program in programs
@@ -170,15 +168,16 @@ def logs(
     """Print what a program, or a run, has logged. Local: do not share a hospital's."""
     from deploy.network.centre import centre_files, load_centre
     from deploy.network.flower import CommandLine
+    from deploy.network.supervise import log_of
 
     if name.isdigit() and centre is not None:
         typer.echo(CommandLine(centre_files(load_centre(centre))).log(name))
         return
-    programs, folder = _programs(centre, site)
-    names = [program.name for program in programs]
+    folder, make_programs = _post(centre, site)
+    names = [program.name for program in make_programs()]
     if name not in names:
         raise UsageError(f"{name}: there is no such program; give one of {', '.join(names)}")
-    log = folder / "logs" / f"{name}.log"
+    log = log_of(folder, name)
     typer.echo(log.read_text(errors="replace") if log.is_file() else f"{log}: nothing yet")
 
 
@@ -198,7 +197,7 @@ def stop(
         CommandLine(centre_files(load_centre(centre))).stop(run)
         typer.echo(f"run {run}: stopped")
         return
-    _, folder = _programs(centre, site)
+    folder, _ = _post(centre, site)
     stopped = stop_all(folder)
     typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
@@ -217,29 +216,23 @@ def _run(programs: Sequence[Program], folder: Path, begun: Callable[[], str]) ->
         typer.echo("stopping", err=True)
 
 
-def _programs(centre: Path | None, site: Path | None) -> tuple[list[Program], Path]:
-    """Return the programs of the file that was given, and their folder.
+def _post(centre: Path | None, site: Path | None) -> tuple[Path, Callable[[], list[Program]]]:
+    """Return the folder of the file that was given, and what makes its programs; that writes their files.
 
     Raises:
         UsageError: none or two were given.
     """
     from deploy.network.centre import centre_files, centre_programs, load_centre
-    from deploy.network.hospital import hospital_programs
+    from deploy.network.hospital import hospital_programs, sections_of
     from deploy.site import load_site
 
-    if (centre is None) == (site is None):
-        raise UsageError("give either --centre centre.yaml or --site site.yaml")
-    if centre is not None:
+    if centre is not None and site is None:
         config = load_centre(centre)
-        files = centre_files(config)
-        return centre_programs(config, files), files.folder
-    if site is None:
-        raise UsageError("give --site site.yaml")
-    here = load_site(site)
-    programs = hospital_programs(here, site)
-    if here.node is None:
-        raise UsageError(f"{site}: has no `node` section")
-    return programs, Path(here.node.folder)
+        return Path(config.folder), lambda: centre_programs(config, centre_files(config))
+    if site is not None and centre is None:
+        here = load_site(site)
+        return Path(sections_of(here, site)[0].folder), lambda: hospital_programs(here, site)
+    raise UsageError("give either --centre centre.yaml or --site site.yaml")
 
 
 def _public_keys(sites: Mapping[str, str]) -> dict[str, Path]:
@@ -290,14 +283,16 @@ def _print(found: Mapping[str, object]) -> None:
 
 def _conclude(state: str, details: str, folder: Path, run_id: str) -> ExitCode:
     """Print how a run ended, and return the exit code that stands for it."""
-    outcome = folder / "outcome.json"
+    from server.outcome import MODEL, NAME
+
+    outcome = folder / NAME
     told = json.loads(outcome.read_text()) if outcome.is_file() else {}
     for line in told.get("rounds", []):
         typer.echo(f"round {line['round']}: {line['admitted']} of {line['sites']} sites")
     for site, text in sorted(told.get("claims", {}).items()):
         typer.echo(f"{site}: {text}")
     if state == "finished:completed" and told.get("ended") == "done":
-        typer.echo(f"model: {folder / 'model.safetensors'}, SHA-256 of its weights {told['weights']}")
+        typer.echo(f"model: {folder / MODEL}, SHA-256 of its weights {told['weights']}")
         return ExitCode.DONE
     why = told.get("message") or details
     typer.echo(f"run {run_id}: {state}: {why}; see `python -m deploy logs {run_id}`", err=True)

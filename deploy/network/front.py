@@ -13,11 +13,10 @@ the node's own key; the certificate only says that it comes from a member.
 from __future__ import annotations
 
 import shutil
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field
 
 from deploy.ledger.failures import UsageError
@@ -25,6 +24,9 @@ from deploy.network.loopback import Pair
 from deploy.network.probes import listens
 from deploy.network.programs import Program, environment
 from deploy.sections import STRICT, Location
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PLACES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin"
 
 MAX_BODY = "16m"
 """Largest request: Flower 1.41 sends objects in pieces of 5 MiB."""
@@ -72,7 +74,7 @@ def front_program(front: FrontSection, link_port: int, pair: Pair, folder: Path)
         max_body=MAX_BODY,
     )
     host = "127.0.0.1" if front.host in {"0.0.0.0", "::"} else front.host  # noqa: S104
-    return nginx("front", text, folder, host=host, port=front.port, needs=("superlink",))
+    return nginx("front", text, folder, host=host, port=front.port)
 
 
 def relay_program(
@@ -108,17 +110,13 @@ def relay_program(
     return nginx("relay", text, folder, host="127.0.0.1", port=port)
 
 
-def nginx(
-    name: str, text: str, folder: Path, *, host: str, port: int, needs: tuple[str, ...] = ()
-) -> Program:
+def nginx(name: str, text: str, folder: Path, *, host: str, port: int) -> Program:
     """Return an nginx of our own: no file of the system's is read or written.
 
     Raises:
         UsageError: it is not installed.
     """
-    program = shutil.which(
-        "nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin"
-    )
+    program = find_nginx()
     if program is None:
         raise UsageError(f"{name}: needs nginx, which is not installed; install it (Debian: nginx-light)")
     (folder / "temporary").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -129,12 +127,17 @@ def nginx(
         argv=(program, "-e", "stderr", "-p", str(folder), "-c", str(file)),
         environment=environment(folder),
         ready=listens(host, port),
-        needs=needs,
     )
+
+
+def find_nginx() -> str | None:
+    """Return the path of nginx, None where it is not installed."""
+    return shutil.which("nginx", path=_PLACES)
 
 
 def render(template: str, **values: object) -> str:
     """Return one of the configurations in `templates`, filled in."""
-    text = (package_files("deploy.network") / "templates" / template).read_text()
-    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
-    return engine.from_string(text).render(**values) + "\n"
+    engine = Environment(  # noqa: S701 - no HTML
+        loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return engine.get_template(template).render(**values) + "\n"

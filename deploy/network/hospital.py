@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deploy.connection import ConnectionSection
 from deploy.ledger.failures import UsageError
+from deploy.network.bundle import bundle_folder
 from deploy.network.front import relay_program
 from deploy.network.loopback import HOST, loopback_pair
 from deploy.network.probes import answers, http_health
@@ -34,14 +35,14 @@ def hospital_programs(config: SiteConfig, file: Path) -> list[Program]:
     Raises:
         UsageError: a section is missing, or the programs cannot run together on one machine.
     """
-    node, connection = _sections(config, file)
+    node, connection = sections_of(config, file)
     folder = Path(node.folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket = _socket(config, file)
     agent = Program(
         name="agent",
         argv=(sys.executable, "-m", "deploy", "agent", "--site", str(file.absolute())),
-        environment=environment(folder / "agent", PYTHONPATH=str(Path(__file__).parents[2])),
+        environment=environment(folder / "agent", PYTHONPATH=str(bundle_folder())),
         ready=answers(socket),
     )
     programs = [agent]
@@ -75,7 +76,6 @@ def hospital_programs(config: SiteConfig, file: Path) -> list[Program]:
             environment=environment(folder / "supernode", **_proxy(connection)),
             ready=http_health(node.port),
             says=_ACTIVATED,
-            needs=tuple(program.name for program in programs),
         )
     )
     programs.append(
@@ -87,13 +87,12 @@ def hospital_programs(config: SiteConfig, file: Path) -> list[Program]:
                 *("--superexec-auth-secret-file", str(secret)),
             ),
             environment=environment(folder / "superexec"),
-            needs=("supernode",),
         )
     )
     return programs
 
 
-def _sections(config: SiteConfig, file: Path) -> tuple[NodeSection, ConnectionSection]:
+def sections_of(config: SiteConfig, file: Path) -> tuple[NodeSection, ConnectionSection]:
     """Return what says how a hospital joins.
 
     Raises:

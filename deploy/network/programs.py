@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.ledger.failures import UsageError
@@ -34,7 +34,6 @@ class Program:
         environment: All of it; nothing else is inherited.
         ready: Returns whether it answers; None where it listens nowhere and counts as ready once it runs.
         says: What its log holds once it is ready; empty for nothing.
-        needs: Names of programs that have to be ready before it is started.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Program:
     environment: Mapping[str, str]
     ready: Callable[[], bool] | None = None
     says: str = ""
-    needs: tuple[str, ...] = field(default=())
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -30,8 +30,9 @@ from deploy.provision.issuing import Term, issue_server, read_request, sign
 from deploy.provision.site import make_keys
 from privacy.accounting import PldAccountant, Release
 from privacy.budget import run_filter
-from privacy.plan import PrivacyPlan
+from privacy.plan import PrivacyPlan, RandomnessKind
 from privacy.policy import Cap, Policy
+from vae.spec import ModelSpec
 
 _DAYS = 365
 _LONGEST_SOCKET = 100  # sun_path of unix(7) holds 108 bytes
@@ -78,9 +79,12 @@ def make_project(
         UsageError: the experiment cannot be deployed.
         InputError: something lies in the folder.
     """
-    _require_deployable(experiment, folder)
+    model = _deployable_model(experiment, folder)
     sites = experiment.site_names
-    sigma = noise_multiplier(experiment)
+    # Of the plan, a hospital's file holds what is the same at all of them.
+    kind: RandomnessKind = "seeded" if seeded else "os"
+    plan = privacy_plan(experiment, sites[0], noise_multiplier(experiment), randomness=kind)
+    rules = _rules(experiment, plan, model)
     with new_folder(folder) as partial:
         term = Term(days=_DAYS, now=datetime.now(UTC))
         create(partial / "authority", experiment.name, days=10 * _DAYS, passphrase=None, now=term.now)
@@ -95,8 +99,13 @@ def make_project(
             home.mkdir(mode=0o700)
             request, _ = make_keys(site, home / "keys", None)
             sign(partial / "authority", read_request(request), home / "keys" / "client.pem", term)
-            plan = privacy_plan(experiment, site, sigma, randomness="seeded" if seeded else "os")
-            written = _site(experiment, site, plan, port, index, front=front)
+            first = port + 2 + _PORTS_A_SITE * index
+            written = {
+                **_site(experiment, site, seeded=seeded),
+                **rules,
+                "connection": _connection(port, front=front),
+                "node": {"folder": "node", "port": first, "relay_port": first + 1},
+            }
             (home / "site.yaml").write_text(dump_yaml(written))
     return Project(folder=folder, sites={site: folder / site / "site.yaml" for site in sites})
 
@@ -114,11 +123,11 @@ def begin_ledgers(project: Project) -> None:
         begin(file, file.parent / "state" / "cache")
 
 
-def _require_deployable(experiment: Experiment, folder: Path) -> None:
-    """Refuse what no hospital could run.
+def _deployable_model(experiment: Experiment, folder: Path) -> ModelSpec:
+    """Return the model of an experiment that hospitals can run from here.
 
     Raises:
-        UsageError: with the way out.
+        UsageError: they cannot; with the way out.
     """
     if experiment.privacy is None:
         raise UsageError(
@@ -135,6 +144,7 @@ def _require_deployable(experiment: Experiment, folder: Path) -> None:
             f"{folder}: a socket's path may have {_LONGEST_SOCKET} characters, and one here would have {longest}; "
             "give a shorter folder"
         )
+    return experiment.model_spec(experiment.model.input_shape, experiment.model.num_covariates)
 
 
 def _centre(name: str, sites: tuple[str, ...], port: int, *, front: bool) -> dict[str, Any]:
@@ -156,20 +166,8 @@ def _centre(name: str, sites: tuple[str, ...], port: int, *, front: bool) -> dic
     }
 
 
-def _site(
-    experiment: Experiment, site: str, plan: PrivacyPlan, port: int, index: int, *, front: bool
-) -> dict[str, Any]:
-    """Return a hospital's file."""
-    seeded = plan.randomness == "seeded"
-    behind = {
-        "server": f"localhost:{port + 1}",
-        "ca": "../authority/ca.pem",
-        "certificate": "keys/client.pem",
-        "key": "keys/client.key",
-    }
-    direct = {"server": f"{HOST}:{port}", "ca": "../centre/state/loopback/ca.pem"}
-    first = port + 2 + _PORTS_A_SITE * index
-    schedule = (plan.release(),) * experiment.federation.rounds
+def _site(experiment: Experiment, site: str, *, seeded: bool) -> dict[str, Any]:
+    """Return what a hospital's file says of the hospital itself."""
     return {
         "site": site,
         "dataset": f"{experiment.name}-{site}",
@@ -177,17 +175,26 @@ def _site(
         "ledger": "ledger.sqlite",
         "salt": "salt",
         "key": "site-key.pem",
-        "rule": {"kind": "fixed-plan", "schedule": [_release(release) for release in schedule]},
-        "connection": {**(behind if front else direct), "supernode_key": "keys/supernode"},
-        "policy": _policy(experiment, plan, schedule),
         "agent": {
             "folder": "state",
             "socket": "agent.sock",
             "device": experiment.engine.device,
             **({"seed": experiment.seed} if seeded else {}),
         },
-        "node": {"folder": "node", "port": first, "relay_port": first + 1},
     }
+
+
+def _connection(port: int, *, front: bool) -> dict[str, str]:
+    """Return how a hospital reaches the centre: through nginx, or directly on this machine."""
+    link = {"server": f"{HOST}:{port}", "ca": "../centre/state/loopback/ca.pem"}
+    if front:
+        link = {
+            "server": f"localhost:{port + 1}",
+            "ca": "../authority/ca.pem",
+            "certificate": "keys/client.pem",
+            "key": "keys/client.key",
+        }
+    return {**link, "supernode_key": "keys/supernode"}
 
 
 def _data(experiment: Experiment, site: str) -> dict[str, Any]:
@@ -200,9 +207,9 @@ def _data(experiment: Experiment, site: str) -> dict[str, Any]:
     return data
 
 
-def _policy(experiment: Experiment, plan: PrivacyPlan, schedule: tuple[Release, ...]) -> dict[str, Any]:
-    """Return a policy that allows the experiment, and nothing more."""
-    spec = experiment.model_spec(_shape(experiment), experiment.model.num_covariates)
+def _rules(experiment: Experiment, plan: PrivacyPlan, model: ModelSpec) -> dict[str, Any]:
+    """Return a rule and a policy that allow the experiment, and nothing more."""
+    schedule = (plan.release(),) * experiment.federation.rounds
     cap = Cap(epsilon=PldAccountant().epsilon(schedule, plan.delta), delta=plan.delta)
     policy = Policy(
         lifetime=cap,
@@ -216,12 +223,15 @@ def _policy(experiment: Experiment, plan: PrivacyPlan, schedule: tuple[Release, 
         randomness=plan.randomness,
         min_patients=1,
         patients_bound=max(1, math.ceil(1 / plan.delta) - 1),
-        models=frozenset([spec.hash()]),
+        models=frozenset([model.hash()]),
         metrics={},
         min_sites=len(experiment.site_names),
         max_runtime_s=experiment.federation.deadline_s,
     )
-    return _allowing(policy, schedule).to_dict()
+    return {
+        "rule": {"kind": "fixed-plan", "schedule": [release.to_dict() for release in schedule]},
+        "policy": _allowing(policy, schedule).to_dict(),
+    }
 
 
 def _allowing(policy: Policy, schedule: tuple[Release, ...]) -> Policy:
@@ -233,21 +243,3 @@ def _allowing(policy: Policy, schedule: tuple[Release, ...]) -> Policy:
         if run_filter(policy).allows(schedule):
             return policy
         epsilon = math.ceil(1e4 * epsilon * _WIDENED) / 1e4
-
-
-def _shape(experiment: Experiment) -> tuple[int, ...]:
-    """Return the input shape, which was required before."""
-    if experiment.model.input_shape is None:
-        raise ValueError("an input shape was required")
-    return experiment.model.input_shape
-
-
-def _release(release: Release) -> dict[str, Any]:
-    """Return a release as a hospital's file writes it."""
-    return {
-        "sampling_probability": release.sampling_probability,
-        "noise_multiplier": release.noise_multiplier,
-        "steps": release.steps,
-        "sampler": release.sampler,
-        "neighbouring": release.neighbouring,
-    }

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from deploy.errors import DeployError
 from deploy.ledger.failures import UsageError
+from deploy.locking import held
 from deploy.network.programs import Program
 from vae.data.durable import write_atomically
 
@@ -78,7 +79,10 @@ class Supervisor:
             UsageError: another supervisor runs in this folder, or processes of an earlier one still do.
             NotReadyError: a program did not answer, or `stop` was set; all are stopped again.
         """
-        with _alone(self._folder):
+        busy = UsageError(
+            f"{self._folder}: is in use by another start; end it first: `python -m deploy stop`"
+        )
+        with held(self._folder / "supervisor.lock", busy):
             left = leftovers(self._folder)
             if left:
                 raise UsageError(
@@ -109,7 +113,7 @@ class Supervisor:
 
     def _start(self, program: Program) -> None:
         """Start a program; its output goes to its log."""
-        with self._log(program).open("ab") as log:
+        with log_of(self._folder, program.name).open("ab") as log:
             begin = log.tell()
             try:
                 process = subprocess.Popen(
@@ -173,17 +177,13 @@ class Supervisor:
         """Return whether a program has logged, since it was started, that it is ready."""
         if not program.says:
             return True
-        with self._log(program).open("rb") as log:
+        with log_of(self._folder, program.name).open("rb") as log:
             log.seek(self._children[program.name].log_begin)
             return program.says.encode() in log.read()
 
-    def _log(self, program: Program) -> Path:
-        """Return the log of a program."""
-        return self._folder / "logs" / f"{program.name}.log"
-
     def _last(self, program: Program) -> str:
         """Return where the log lies, and its last line."""
-        log = self._log(program)
+        log = log_of(self._folder, program.name)
         lines = log.read_text(errors="replace").strip().splitlines() or [""]
         return f"{log} ends: {lines[-1][:_TAIL]}"
 
@@ -193,6 +193,11 @@ class Supervisor:
         ids |= {name: child.process.pid for name, child in self._children.items()}
         known = {name: {"pid": pid, "started": started_at(pid)} for name, pid in ids.items()}
         write_atomically(self._folder / RUNNING, json.dumps(known, indent=2).encode())
+
+
+def log_of(folder: Path, name: str) -> Path:
+    """Return the log of a program."""
+    return folder / "logs" / f"{name}.log"
 
 
 def leftovers(folder: Path) -> dict[str, int]:
@@ -254,15 +259,12 @@ def _written_down(folder: Path) -> Mapping[str, int]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process of ours and everything in its group."""
-    _signal_group(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE_S)
-    _signal_group(process.pid, signal.SIGKILL)
+    _end_group(process.pid)
     process.wait()
 
 
 def _end_group(pid: int) -> None:
-    """End somebody else's process group, as far as it can be seen."""
+    """End a process group, which has the number of its first process."""
     _signal_group(pid, signal.SIGTERM)
     ends = time.monotonic() + _GRACE_S
     while started_at(pid) is not None and time.monotonic() < ends:
@@ -274,21 +276,3 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process group, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for the time of the block.
-
-    Raises:
-        UsageError: another supervisor holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / "supervisor.lock", timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(
-            f"{folder}: is in use by another start; end it first: `python -m deploy stop`"
-        ) from None

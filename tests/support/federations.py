@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.network.front import find_nginx
 from deploy.network.programs import environment
 from tests.support.shared import ROOT
 
@@ -36,7 +36,7 @@ def free_ports(count: int) -> int:
 
 def require_nginx() -> None:
     """Skip where nginx is not installed."""
-    if shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None:
+    if find_nginx() is None:
         pytest.skip("needs nginx (Debian: nginx-light)")
 
 

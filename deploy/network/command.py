@@ -18,6 +18,7 @@ from deploy.errors import ExitCode
 from deploy.ledger.failures import UsageError, reported
 
 if TYPE_CHECKING:
+    from deploy.network.flower import RunState
     from deploy.network.programs import Program
 
 READY_S = 90.0
@@ -108,6 +109,7 @@ def submit(  # noqa: PLR0917 - a command's options
     from deploy.network.bundle import bundle_folder
     from deploy.network.centre import centre_files, load_centre
     from deploy.network.flower import CommandLine
+    from server.outcome import NAME
 
     config = load_centre(centre)
     plan = load_experiment(experiment)
@@ -126,13 +128,18 @@ def submit(  # noqa: PLR0917 - a command's options
         "start": "" if start is None else str(start.absolute()),
         "randomness": "seeded" if seeded else "os",
     }
-    flower = CommandLine(files)
+    flower, outcome = CommandLine(files), folder / NAME
+    outcome.unlink(
+        missing_ok=True
+    )  # of an earlier run: one that is killed leaves none, and must not seem to have
     run_id = flower.start(bundle_folder(), settings)
     typer.echo(f"run {run_id}: submitted; results: {folder}")
     if not wait:
         return
-    ended = flower.wait(run_id, lambda state: typer.echo(f"run {run_id}: {state.status}", err=True))
-    raise typer.Exit(_conclude(ended.status, ended.details, folder, run_id))
+    ended = flower.wait(
+        run_id, lambda state: typer.echo(f"run {run_id}: {state.status}", err=True), outcome.exists
+    )
+    raise typer.Exit(_conclude(ended, folder, centre))
 
 
 def status(
@@ -281,7 +288,7 @@ def _print(found: Mapping[str, object]) -> None:
                 typer.echo(f"{kind[:-1]:8} {name}: {shown}")
 
 
-def _conclude(state: str, details: str, folder: Path, run_id: str) -> ExitCode:
+def _conclude(run: RunState, folder: Path, centre: Path) -> ExitCode:
     """Print how a run ended, and return the exit code that stands for it."""
     from server.outcome import MODEL, NAME
 
@@ -291,9 +298,10 @@ def _conclude(state: str, details: str, folder: Path, run_id: str) -> ExitCode:
         typer.echo(f"round {line['round']}: {line['admitted']} of {line['sites']} sites")
     for site, text in sorted(told.get("claims", {}).items()):
         typer.echo(f"{site}: {text}")
-    if state == "finished:completed" and told.get("ended") == "done":
+    if run.status == "finished:completed" and told.get("ended") == "done":
         typer.echo(f"model: {folder / MODEL}, SHA-256 of its weights {told['weights']}")
         return ExitCode.DONE
-    why = told.get("message") or details
-    typer.echo(f"run {run_id}: {state}: {why}; see `python -m deploy logs {run_id}`", err=True)
+    why = told.get("message") or run.details
+    way = f"see `python -m deploy logs {run.run_id} --centre {centre}`"
+    typer.echo(f"run {run.run_id}: {run.status}: {why}; {way}", err=True)
     return ExitCode.QUORUM_LOST if told.get("ended") == "quorum-lost" else ExitCode.FAILED

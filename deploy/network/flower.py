@@ -20,6 +20,7 @@ from deploy.network.programs import environment, flower
 from vae.data.durable import write_atomically
 
 _TIMEOUT_S = 120.0
+_LOOK_S, _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 1.0, 10.0
 
 
 class SuperLinkError(DeployError):
@@ -133,15 +134,19 @@ class CommandLine:
         """Return what the run has logged so far."""
         return self._call("log", run_id, CONNECTION, "--show").stdout
 
-    def wait(self, run_id: str, observe: Callable[[RunState], None], *, pause_s: float = 1.0) -> RunState:
+    def wait(
+        self, run_id: str, observe: Callable[[RunState], None], has_told: Callable[[], bool]
+    ) -> RunState:
         """Wait until a run has ended.
+
+        Each question starts a process, which takes as much of a core as a small model's training: it is asked seldom.
 
         Args:
             run_id: Which.
             observe: Told at each change.
-            pause_s: Between questions.
+            has_told: Returns whether the run has left its outcome: then it is about to end, and is asked at once.
         """
-        last = ""
+        last, pause_s = "", _FIRST_PAUSE_S
         while True:
             state = self.run(run_id)
             if state.status != last:
@@ -149,7 +154,11 @@ class CommandLine:
                 last = state.status
             if state.has_ended:
                 return state
-            time.sleep(pause_s)
+            again = time.monotonic() + pause_s
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+            time.sleep(_LOOK_S)
+            while time.monotonic() < again and not has_told():
+                time.sleep(_LOOK_S)
 
     def _ask(self, *words: str) -> dict[str, Any]:
         """Return the answer to a command, as JSON.

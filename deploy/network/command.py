@@ -120,6 +120,8 @@ def submit(  # noqa: PLR0917 - a command's options
             f"{centre}; enrol them, or take them off"
         )
     files = centre_files(config)
+    flower = CommandLine(files)
+    flower.runs()  # where nobody answers, nothing is made and no earlier outcome forgotten
     folder = (out or files.runs / plan.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -128,7 +130,7 @@ def submit(  # noqa: PLR0917 - a command's options
         "start": "" if start is None else str(start.absolute()),
         "randomness": "seeded" if seeded else "os",
     }
-    flower, outcome = CommandLine(files), folder / NAME
+    outcome = folder / NAME
     outcome.unlink(
         missing_ok=True
     )  # of an earlier run: one that is killed leaves none, and must not seem to have

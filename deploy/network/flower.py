@@ -20,6 +20,7 @@ from deploy.network.programs import environment, flower
 from vae.data.durable import write_atomically
 
 _TIMEOUT_S = 120.0
+_NOBODY = "Connection to the SuperLink is unavailable"
 _LOOK_S, _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 1.0, 10.0
 
 
@@ -172,7 +173,10 @@ class CommandLine:
         except ValueError:
             raise SuperLinkError(f"flwr {words[0]}: {_last(done.stdout + done.stderr)}") from None
         if not answer.get("success"):
-            raise SuperLinkError(f"flwr {' '.join(words[:2])}: {_last(str(answer.get('error-message')))}")
+            said = _last(str(answer.get("error-message")))
+            if _NOBODY in said:
+                said = "the SuperLink of this centre does not answer; start it: `python -m deploy serve`"
+            raise SuperLinkError(f"flwr {words[0]}: {said}")
         return answer
 
     def _call(self, *words: str) -> subprocess.CompletedProcess[str]:

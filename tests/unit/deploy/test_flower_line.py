@@ -8,6 +8,15 @@ import pytest
 from deploy.errors import ExitCode
 from deploy.network import command, flower
 from deploy.network.flower import CommandLine, RunState, SuperLinkError
+from tests.support.federations import deploy, free_ports
+
+EXPERIMENT = """\
+name: rehearsal
+data: {kind: toy, sites: 3, patients_per_site: 24, features: 6}
+model: {family: vae, latent_size: 2, channels: [6], input_shape: [6]}
+federation: {rounds: 1}
+privacy: {epsilon: 8.0, delta: 1e-3, sampling_probability: 0.25, local_steps: 2, divisor: 6, learning_rate: 0.05}
+"""
 
 
 @pytest.fixture
@@ -63,6 +72,33 @@ def test_a_run_is_asked_for_seldom_and_at_once_when_it_has_told_its_outcome(line
     assert seen == ["running", "finished:completed"]
     assert now[0] < 43, "asked again as soon as there was an outcome"
     assert len(asked) == 9
+
+
+def test_where_nobody_answers_the_way_out_is_named(line):
+    made, _, answers = line
+    answers["ls"] = {
+        "success": False,
+        "error-message": "Using SuperLink: centre\n\nConnection to the SuperLink is unavailable. Please",
+    }
+    with pytest.raises(SuperLinkError, match="does not answer; start it: `python -m deploy serve`"):
+        made.runs()
+
+
+def test_a_submission_that_reaches_nobody_makes_and_forgets_nothing(tmp_path):
+    project = tmp_path / "p"
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    port = str(free_ports(10))
+    deploy("init", project, "--config", tmp_path / "e.yaml", "--no-front", "--port", port)
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "outcome.json").write_text("{}")
+    there = project / "centre" / "centre.yaml"
+    for out in (results, tmp_path / "new"):
+        done = deploy("submit", "--centre", there, "--out", out, project / "experiment.yaml", check=False)
+        assert done.returncode == ExitCode.FAILED
+        assert "start it: `python -m deploy serve`" in done.stderr
+    assert (results / "outcome.json").read_text() == "{}"
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_that_nobody_knows_is_named(line):

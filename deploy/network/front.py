@@ -3,7 +3,7 @@
 It demands a certificate of the consortium, refuses those that were revoked, passes on Flower's Fleet API and the
 health endpoint alone, and bounds what anybody can make the SuperLink hold: bytes of a request, connections, waiting.
 
-    measured with flwr 1.41 without it   one POST of 2 GiB, not even authenticated, takes 3.9 GiB of memory;
+    a study of flwr 1.41 without it      one POST of 2 GiB, not even authenticated, takes 3.9 GiB of memory;
                                          1,007 idle connections stop a server
 
 What it does not do: it does not bind a certificate to the SuperNode that uses it. Who a SuperNode is, Flower tells by
